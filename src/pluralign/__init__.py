@@ -1,0 +1,52 @@
+"""pluralign: one base model, a whole population of people.
+
+`train` and `evaluate` take the same keys as the commands of the same name. Importing the package does not import torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pluralign.config import EvaluateConfig, TrainConfig
+    from pluralign.evaluation import Evaluation
+    from pluralign.training import TrainResult
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "train"]
+
+
+def train(config: TrainConfig | dict[str, Any] | str | Path) -> TrainResult:
+    """Fit the base model to every person of a table of preferences.
+
+    Args:
+        config: the keys of `pluralign train` as a dictionary, a YAML file or a `TrainConfig`.
+
+    Returns:
+        The output folder, the adapter's folder of each person, and who was skipped with the reason.
+
+    Raises:
+        InputError: the configuration or the data cannot be used; the message names the place.
+    """
+    from pluralign.config import TrainConfig
+    from pluralign.resolve import resolve
+    from pluralign.training import train as run
+
+    return run(resolve(TrainConfig, config))
+
+
+def evaluate(config: EvaluateConfig | dict[str, Any] | str | Path) -> Evaluation:
+    """Measure what each person of a finished run won, and what it cost.
+
+    Args:
+        config: the keys of `pluralign evaluate` as a dictionary, a YAML file or an `EvaluateConfig`.
+
+    Raises:
+        InputError: the run, the data or the probes cannot be used; the message names the place.
+    """
+    from pluralign.config import EvaluateConfig
+    from pluralign.evaluation import evaluate as run
+    from pluralign.resolve import resolve
+
+    return run(resolve(EvaluateConfig, config))

@@ -1,0 +1,210 @@
+"""The command line: one function a command. Help and errors come before torch is imported."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pluralign import __version__
+from pluralign.config import (
+    AnchorTableConfig,
+    CheckConfig,
+    DemoConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    TrainConfig,
+    WorldConfig,
+)
+from pluralign.errors import PluralignError
+
+if TYPE_CHECKING:
+    from pluralign.training import TrainResult
+
+DONE, PARTLY, USAGE = 0, 1, 2
+
+
+def demo(config: DemoConfig) -> int:
+    """The main job on the embedded default, offline, in a few minutes."""
+    from pluralign.demo import run_demo
+
+    result, evaluation = run_demo(config)
+    _show(evaluation.table())
+    return _close(result)
+
+
+def data_check(config: CheckConfig) -> int:
+    """Validate a table of preferences and say what one wants to know before training on it."""
+    from pluralign.preferences import check_preferences, load_preferences
+    from pluralign.storage import write_json
+
+    tokenizer = None
+    if config.model is not None:
+        from pluralign.models import load_tokenizer
+
+        tokenizer = load_tokenizer(config.model)
+    report = check_preferences(load_preferences(config.data), tokenizer)
+    _show(report.table())
+    if config.output:
+        write_json(config.output, report.as_dict())
+    return PARTLY if report.as_dict()["problems"] else DONE
+
+
+def world_make(config: WorldConfig) -> int:
+    """Write a small world with known truth as files: corpus, preferences, probes, facts."""
+    from pluralign.world import make_world
+
+    _say(f"world: {make_world(config)}")
+    return DONE
+
+
+def anchor(config: AnchorTableConfig) -> int:
+    """Add the base's own responses and the reference log-probs to a table, once per distinct text."""
+    from pluralign.models.anchoring import anchor as run
+
+    _say(f"anchored table: {run(config)}")
+    return DONE
+
+
+def train(config: TrainConfig) -> int:
+    """Train one adapter a person from a table of preferences, and measure what each cost."""
+    from pluralign.evaluation import read_evaluation
+    from pluralign.training import train as run
+
+    result = run(config)
+    if (result.output_dir / "evaluation.json").is_file():
+        _show(read_evaluation(result.output_dir / "evaluation.json").table())
+    return _close(result)
+
+
+def evaluate(config: EvaluateConfig) -> int:
+    """Measure what each person of a finished run won, and what it cost."""
+    from pluralign.evaluation import evaluate as run
+
+    evaluation = run(config)
+    _show(evaluation.table())
+    _say(f"evaluation: {evaluation.path}")
+    return PARTLY if evaluation.skipped else DONE
+
+
+def generate(config: GenerateConfig) -> int:
+    """Let the base and people answer the same prompts, side by side."""
+    from pluralign.answers import answer_prompts, answers_table
+
+    for answered in answer_prompts(config):
+        _show(answers_table(answered))
+    return DONE
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command's configuration and the function that runs it."""
+
+    config: type[Any]
+    run: Callable[[Any], int]
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command(DemoConfig, demo),
+    "data check": Command(CheckConfig, data_check),
+    "world make": Command(WorldConfig, world_make),
+    "anchor": Command(AnchorTableConfig, anchor),
+    "train": Command(TrainConfig, train),
+    "evaluate": Command(EvaluateConfig, evaluate),
+    "generate": Command(GenerateConfig, generate),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: without the program's name; by default those of the process.
+
+    Returns:
+        0 done; 1 partly done, or a condition failed; 2 usage or input; 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return DONE if arguments else USAGE
+    if arguments[0] == "--version":
+        print(f"pluralign {__version__}")
+        return DONE
+    name, rest = _command(arguments)
+    if name is None:
+        return _fail(f"no command {' '.join(arguments[:2])!r}. `pluralign --help` lists them")
+    return _run(name, rest)
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    from pluralign.resolve import parse
+
+    command = COMMANDS[name]
+    if name == "data check" and arguments and not arguments[0].startswith("-"):
+        arguments = ["--data", *arguments]
+    try:
+        config = parse(command.config, arguments, prog=f"pluralign {name}")
+    except PluralignError as error:
+        return _fail(f"{error}\n`pluralign {name} --help` lists the keys", error.exit_code)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    warnings.showwarning = _show_warning
+    try:
+        return command.run(config)
+    except PluralignError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _say("interrupted; the same command goes on where this one stopped")
+        return 130
+
+
+def _command(arguments: list[str]) -> tuple[str | None, list[str]]:
+    for words in (2, 1):
+        name = " ".join(arguments[:words])
+        if name in COMMANDS:
+            return name, arguments[words:]
+    return None, arguments
+
+
+def _help() -> str:
+    lines = [
+        "usage: pluralign COMMAND [--config FILE] [--KEY VALUE ...]",
+        "",
+        "One base model, a whole population.",
+        "",
+    ]
+    width = max(map(len, COMMANDS))
+    lines += [f"  {name:<{width}}  {(command.run.__doc__ or '').strip()}" for name, command in COMMANDS.items()]
+    lines += ["", "`pluralign COMMAND --help` explains every key; `--print_config` prints them all as YAML."]
+    return "\n".join(lines)
+
+
+def _close(result: TrainResult) -> int:
+    for user, reason in result.skipped.items():
+        _say(f"skipped {user!r}: {reason}")
+    _say(f"results: {result.output_dir}")
+    return PARTLY if result.skipped else DONE
+
+
+def _show(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console().print(renderable)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _fail(message: str, code: int = USAGE) -> int:
+    print(f"pluralign: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    # Where in the code a warning was raised says nothing to the user of a command.
+    if issubclass(category, UserWarning):
+        print(f"warning: {message}", file=sys.stderr, flush=True)

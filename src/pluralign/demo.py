@@ -1,0 +1,53 @@
+"""The main job on the embedded default: a few people of the small world, one adapter each, measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pluralign.config import DemoConfig, TrainConfig
+from pluralign.resolve import resolve
+from pluralign.storage import write_text
+
+if TYPE_CHECKING:
+    from pluralign.evaluation import Evaluation
+    from pluralign.training import TrainResult
+
+
+def run_demo(config: DemoConfig) -> tuple[TrainResult, Evaluation]:
+    """Draw people's preferences from the world, train, evaluate.
+
+    Args:
+        config: where to, how many people, and by which method.
+
+    Returns:
+        The trained population and its evaluation, both also written below `config.output_dir`.
+    """
+    from pluralign.evaluation import read_evaluation
+    from pluralign.training import train
+    from pluralign.world import World
+
+    world = World(0)
+    rows = world.preferences(world.users(config.users), pairs_per_user=PAIRS, seed=config.seed)
+    table = Path(config.output_dir) / "world" / "preferences.jsonl"
+    write_text(table, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    settings = resolve(TrainConfig, demo_settings(config, table))
+    result = train(settings)
+    return result, read_evaluation(result.output_dir / "evaluation.json")
+
+
+PAIRS = 160
+
+
+def demo_settings(config: DemoConfig, table: Path) -> dict[str, object]:
+    """What the demo hands to `pluralign train`, by the same keys."""
+    return {
+        "method": config.method,
+        "data": str(table),
+        "output_dir": config.output_dir,
+        "overwrite": True,
+        "seed": config.seed,
+        "training": {"max_steps": 60, "learning_rate": 5e-4, "warmup_steps": 5},
+        "evaluation": {"probes": "world", "max_probes": 200, "max_prompts": 32},
+    }

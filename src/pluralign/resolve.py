@@ -1,0 +1,216 @@
+"""From a command line, a YAML file or a dictionary to one checked configuration, with the method's preset below it."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from pluralign.errors import InputError
+
+PRESETS = Path(__file__).parent / "presets"
+MADE_WITH = "made_with"
+"""Key of a run's `config.yaml` that says what it was made with: no setting, so left out when one is read back."""
+
+C = TypeVar("C")
+
+
+def resolve(cls: type[C], given: C | dict[str, Any] | str | Path) -> C:
+    """A configuration from what a Python caller gives.
+
+    Args:
+        cls: the command's dataclass, `TrainConfig` for example.
+        given: an instance (returned as it is), a dictionary with the command's keys, or the path of a YAML file.
+
+    Raises:
+        InputError: an unknown key, a value of the wrong type, or an unknown method.
+    """
+    if isinstance(given, cls):
+        return given
+    if isinstance(given, str | Path):
+        given = read_yaml(given)
+    if not isinstance(given, dict):
+        raise InputError(f"a configuration is a dictionary or the path of a YAML file, not {type(given).__name__}")
+    values = _expand_shorthands(given)
+    parser = _parser(cls, prog=f"pluralign ({cls.__name__})", method=values.get("method"))
+    parser.exit_on_error = False
+    return _guarded(cls, parser, lambda: parser.parse_object(values))
+
+
+def parse(cls: type[C], arguments: Sequence[str], *, prog: str) -> C:
+    """A configuration from the arguments of a command: preset, below the `--config` files, below the arguments.
+
+    Raises:
+        InputError: as in `resolve`.
+        SystemExit: after `--help` or `--print_config`.
+    """
+    arguments, files = _rewrite(cls, list(arguments))
+    from_files: dict[str, Any] = {}
+    for file in files:
+        from_files.update(_flat(_expand_shorthands(read_yaml(file)), _leaves(cls)))
+    parser = _parser(cls, prog=prog, method=_peek(arguments, "method") or from_files.get("method"))
+    parser.exit_on_error = False
+    if from_files:
+        _set_defaults(cls, parser, from_files, where=", ".join(files))
+    return _guarded(cls, parser, lambda: parser.parse_args(arguments))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        InputError: the file is missing, is not YAML or holds something else.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError("there is no such file", where=str(path)) from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise InputError(f"not a YAML file ({error})", where=str(path)) from None
+    if not isinstance(values, dict):
+        raise InputError(f"holds a {type(values).__name__}, not a mapping of keys to values", where=str(path))
+    return {key: value for key, value in values.items() if key != MADE_WITH}
+
+
+def preset(method: str) -> dict[str, Any]:
+    """The keys that a method sets: one of the package's presets by name, or a YAML file.
+
+    Raises:
+        InputError: there is no such preset; the message lists those there are.
+    """
+    if method.endswith((".yaml", ".yml")):
+        return read_yaml(method)
+    path = PRESETS / f"{method}.yaml"
+    if not path.is_file() or path.parent != PRESETS:
+        names = sorted(file.stem for file in PRESETS.glob("*.yaml"))
+        raise InputError(
+            f"method is {method!r}", fix=f"It is one of {', '.join(names)}, or a YAML file.{_near(method, names)}"
+        )
+    return read_yaml(path)
+
+
+def as_yaml(config: Any) -> str:
+    """A configuration as YAML text, keys in the order of the dataclass."""
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def _parser(cls: type[Any], *, prog: str, method: str | None) -> Any:
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=prog, description=(cls.__doc__ or "").strip())
+    parser.add_argument("--config", metavar="FILE", help="A YAML file with any of the keys below; may be given again.")
+    parser.add_class_arguments(cls, None, as_group=False)
+    # Commands that train have a method; the demo hands its own on.
+    if "method" in (leaves := _leaves(cls)) and "loss.type" in leaves:
+        method = method or cls.method
+        _set_defaults(cls, parser, _flat(preset(method), leaves), where=f"method {method}")
+    return parser
+
+
+def _set_defaults(cls: type[Any], parser: Any, values: dict[str, Any], *, where: str) -> None:
+    known = _leaves(cls)
+    for key in values:
+        if key not in known:
+            raise InputError(f"{key!r} is no key", where=where, fix=_near(key, list(known)).strip())
+    parser.set_defaults(values)
+
+
+def _guarded(cls: type[C], parser: Any, run: Any) -> C:
+    from jsonargparse import ArgumentError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="jsonargparse.*")
+            namespace = run()
+            values = vars(parser.instantiate(namespace))
+            return cls(**{key: value for key, value in values.items() if key != "config"})
+    except (ArgumentError, TypeError) as error:
+        message = " ".join(str(error).split())
+        raise InputError(message.removesuffix("."), fix=_near_unknown(cls, message)) from None
+
+
+def _expand_shorthands(given: dict[str, Any]) -> dict[str, Any]:
+    """`data: file.jsonl` is short for `data: {path: file.jsonl}`."""
+    values = {key: asdict(value) if is_dataclass(value) else value for key, value in given.items() if key != MADE_WITH}
+    if isinstance(values.get("data"), str | list | Path):
+        path = values["data"]
+        values["data"] = {"path": [str(item) for item in path] if isinstance(path, list) else str(path)}
+    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+
+
+def _rewrite(cls: type[Any], arguments: list[str]) -> tuple[list[str], list[str]]:
+    """`--data X` means `--data.path X`, a bare `--overwrite` means true; the files of `--config` are taken out."""
+    switches = {f"--{key}" for key, value in _leaves(cls).items() if isinstance(value, bool)}
+    rewritten: list[str] = []
+    files: list[str] = []
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        following = arguments[position + 1] if position + 1 < len(arguments) else ""
+        position += 1
+        name, equals, value = argument.partition("=")
+        if name == "--config":
+            files.append(value if equals else following)
+            position += not equals
+        elif name == "--data":
+            rewritten.append(f"--data.path{equals}{value}")
+        elif argument in switches and following not in ("true", "false"):
+            rewritten.append(f"{argument}=true")
+        else:
+            rewritten.append(argument)
+    if "" in files:
+        raise InputError("--config names no file")
+    return rewritten, files
+
+
+def _peek(arguments: list[str], key: str) -> str | None:
+    found = None
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == f"--{key}":
+            found = value if equals else next(iter(arguments[position + 1 :]), "")
+    return found or None
+
+
+def _leaves(cls: type[Any]) -> dict[str, Any]:
+    """Every key of a configuration, dotted, with its default."""
+    return _flat(asdict(cls()), {})
+
+
+def _flat(values: dict[str, Any], leaves: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested groups as dotted keys; a key in `leaves` holds a dictionary of the user's own and is left whole."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value and key not in leaves:
+            flat.update(_flat(value, leaves, f"{key}."))
+        else:
+            flat[key] = value
+    return flat
+
+
+def _near(word: str, words: list[str]) -> str:
+    near = difflib.get_close_matches(word, words, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _near_unknown(cls: type[Any], message: str) -> str:
+    """A hint for a key that does not exist, from the quoted words of the parser's message."""
+    known = list(_leaves(cls))
+    groups = sorted({key.rpartition(".")[0] for key in known})
+    words = [
+        part.strip("'\".,:").removeprefix("--").partition("=")[0] for part in message.split() if part[:1] in "'\"-"
+    ]
+    unknown = [word for word in words if word and word not in known and word not in groups]
+    named = [word for word in words if word in groups]
+    for word in unknown:
+        for candidate in (*(f"{group}.{word}" for group in named), word):
+            if hint := _near(candidate, known):
+                return hint.strip()
+    return ""

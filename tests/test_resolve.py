@@ -1,0 +1,103 @@
+"""The command line, a YAML file and a dictionary give the same configuration."""
+
+from dataclasses import asdict
+
+import pytest
+import yaml
+
+from pluralign.config import EvaluateConfig, TrainConfig
+from pluralign.errors import InputError
+from pluralign.resolve import PRESETS, as_yaml, parse, preset, resolve
+
+PRESET_NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def test_three_ways_to_say_the_same(tmp_path):
+    given = {"method": "dpop", "data": "pairs.jsonl", "loss": {"beta": 0.3}, "training": {"bf16": True}}
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(given))
+    from_dict, from_file = resolve(TrainConfig, given), resolve(TrainConfig, file)
+    from_command = parse(
+        TrainConfig,
+        ["--method", "dpop", "--data", "pairs.jsonl", "--loss.beta=0.3", "--training.bf16"],
+        prog="pluralign train",
+    )
+    from_config_flag = parse(TrainConfig, ["--config", str(file)], prog="pluralign train")
+    assert from_dict == from_file == from_command == from_config_flag
+    assert from_dict.data.path == "pairs.jsonl"
+
+
+def test_preset_below_file_below_arguments(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("method: dpop\nloss: {beta: 0.3}\nseed: 5\n")
+    config = parse(TrainConfig, ["--config", str(file), "--seed", "7"], prog="pluralign train")
+    assert (config.anchor.chosen.weight, config.loss.beta, config.seed) == (5.0, 0.3, 7)
+
+
+@pytest.mark.parametrize("name", PRESET_NAMES)
+def test_a_resolved_configuration_reads_back_as_itself(name, tmp_path):
+    config = resolve(TrainConfig, {"method": name, "training": {"extra_arguments": {"optim": "sgd"}}})
+    file = tmp_path / "config.yaml"
+    file.write_text(as_yaml(config) + "made_with:\n  torch: '1'\n")
+    assert resolve(TrainConfig, file) == config
+    assert parse(TrainConfig, ["--config", str(file)], prog="pluralign train") == config
+
+
+@pytest.mark.parametrize("name", PRESET_NAMES)
+def test_every_key_of_a_preset_carries_a_comment(name):
+    text = (PRESETS / f"{name}.yaml").read_text()
+    assert text.startswith("# ")
+    leaves = [line for line in text.splitlines() if ":" in line and not line.strip().startswith("#")]
+    groups = [line for line in leaves if line.rstrip().endswith(":")]
+    commented = [line for line in leaves if "#" in line]
+    defaults = asdict(TrainConfig())
+    assert set(preset(name)) <= set(defaults)
+    assert commented and len(commented) >= (len(leaves) - len(groups)) / 2
+
+
+def test_presets_are_the_methods():
+    assert resolve(TrainConfig, {"method": "sft"}).loss.type == "nll"
+    assert resolve(TrainConfig, {"method": "slic"}).loss.type == "hinge"
+    assert resolve(TrainConfig, {"method": "ipo"}).loss.length_average
+    assert resolve(TrainConfig, {"method": "bapo"}).anchor.base.weight > 0
+    assert resolve(TrainConfig, {"method": "dpo"}).anchor == TrainConfig().anchor
+
+
+def test_a_method_of_the_users_own(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("loss: {type: hinge, beta: 0.7}\n")
+    assert resolve(TrainConfig, {"method": str(file)}).loss.beta == 0.7
+    file.write_text("loss: {typ: hinge}\n")
+    with pytest.raises(InputError, match=r"'loss\.typ' is no key\. Did you mean 'loss\.type'"):
+        resolve(TrainConfig, {"method": str(file)})
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"metod": "dpo"}, "Did you mean 'method'"),
+        ({"loss": {"betta": 1}}, r"Did you mean 'loss\.beta'"),
+        ({"seed": "abc"}, "seed"),
+        ({"method": "dpoo"}, "Did you mean 'dpo'"),
+        ({"method": "../presets/dpo"}, "method is"),
+        ({"anchor": {"base": {"form": "round"}}}, r"anchor\.base\.form"),
+    ],
+)
+def test_what_is_wrong_is_named(given, named):
+    with pytest.raises(InputError, match=named):
+        resolve(TrainConfig, given)
+
+
+def test_files_that_are_no_configuration(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        resolve(TrainConfig, tmp_path / "absent.yaml")
+    for text in ("- a\n- b\n", "a: [", "just text"):
+        file = tmp_path / "bad.yaml"
+        file.write_text(text)
+        with pytest.raises(InputError, match=r"bad\.yaml"):
+            resolve(TrainConfig, file)
+
+
+def test_an_optional_group_can_be_given_by_its_short_form():
+    assert resolve(EvaluateConfig, {"run": "r"}).data is None
+    assert parse(EvaluateConfig, ["--data", "held.jsonl"], prog="pluralign evaluate").data.path == "held.jsonl"
