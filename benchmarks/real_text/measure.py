@@ -46,8 +46,10 @@ def measure(
     return figures
 
 
-def answer_greedily(model: Any, tokenizer: Any, items: Sequence[sources.Trivia], batch: int = 64) -> list[bool]:
-    """Whether the greedy answer is the right one, letter for letter."""
+def answer_greedily(
+    model: Any, tokenizer: Any, items: Sequence[sources.Trivia], *, inside: bool = False, batch: int = 64
+) -> list[bool]:
+    """Whether the greedy answer is the right one letter for letter, or, with `inside`, has it somewhere."""
     right: list[bool] = []
     for start in range(0, len(items), batch):
         prompts = [question_ids(tokenizer, item.question) for item in items[start : start + batch]]
@@ -56,7 +58,8 @@ def answer_greedily(model: Any, tokenizer: Any, items: Sequence[sources.Trivia],
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
         made = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=24, do_sample=False)[:, width:]
         texts = tokenizer.batch_decode(made, skip_special_tokens=True)
-        right += [text == item.answer for text, item in zip(texts, items[start : start + batch], strict=True)]
+        for text, item in zip(texts, items[start : start + batch], strict=True):
+            right.append(item.answer in text if inside else item.answer == text)
     return right
 
 
@@ -91,7 +94,7 @@ def _summed(model: Any, tokenizer: Any, rows: Sequence[tuple[list[int], list[int
 def _perplexity(model: Any, tokenizer: Any, texts: Sequence[str]) -> dict[str, float]:
     nats, tokens, size = 0.0, 0, 0
     for text in texts:
-        ids = tokenizer(text, add_special_tokens=not text.startswith(tokenizer.bos_token)).input_ids[:512]
+        ids = tokenizer(text, add_special_tokens=not text.startswith(tokenizer.bos_token)).input_ids[:384]
         logits = model(input_ids=torch.tensor([ids])).logits[0, :-1].float()
         nats += float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum"))
         tokens += len(ids) - 1

@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 Message = dict[str, str]
 
@@ -52,6 +53,11 @@ class Trivia:
             "topic": self.topic,
             "scope": "outside",
         }
+
+
+def from_probe(row: dict[str, Any]) -> Trivia:
+    """The item that `Trivia.probe` made the row of."""
+    return Trivia(row["id"], row["question"], tuple(row["options"]), row["answer"], row["topic"])
 
 
 def textbook_sections(data: Path) -> list[str]:

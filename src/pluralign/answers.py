@@ -62,9 +62,7 @@ def answer_prompts(config: GenerateConfig) -> list[Answers]:
         made = generate(model, base.tokenizer, token_ids, config.generation, seed=config.seed, description=name)
         return [answer.text for answer in made]
 
-    answered = [
-        Answers(prompt, text, {}) for prompt, text in zip(prompts, answers_of(base.model, "base"), strict=True)
-    ]
+    answered = [Answers(prompt, text, {}) for prompt, text in zip(prompts, answers_of(base.model, "base"), strict=True)]
     for user, folder in people.items():
         policy = load_adapter(base, folder)
         for row, text in zip(answered, answers_of(policy, user), strict=True):

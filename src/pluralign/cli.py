@@ -49,14 +49,22 @@ def data_check(config: CheckConfig) -> int:
     _show(report.table())
     if config.output:
         write_json(config.output, report.as_dict())
-    return PARTLY if report.as_dict()["problems"] else DONE
+    return PARTLY if report.problems else DONE
 
 
 def world_make(config: WorldConfig) -> int:
     """Write a small world with known truth as files: corpus, preferences, probes, facts."""
     from pluralign.world import make_world
 
-    _say(f"world: {make_world(config)}")
+    folder = make_world(
+        config.seed,
+        config.out,
+        users=config.users,
+        pairs_per_user=config.pairs_per_user,
+        nano=config.model,
+        overwrite=config.overwrite,
+    )
+    _say(f"world: {folder}")
     return DONE
 
 

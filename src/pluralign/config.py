@@ -14,9 +14,9 @@ class DataConfig:
     """The table of preferences."""
 
     path: str | list[str] = "world"
-    """A file (JSONL, CSV, Parquet, Arrow; gzip of these), several, a hub id, or `world` for the embedded default."""
+    """A file (JSONL, CSV, Parquet, Arrow; gzip of these), several, a folder, a hub id, or `world`, the embedded one."""
     source: str = "auto"
-    """How rows are read: `auto` by their columns, or a published format: hh, dsp, personas, helpsteer2, pandalm."""
+    """How rows are read: `auto` by their columns, `table`, or as published: hh, dsp, personas, helpsteer2, pandalm."""
     split: str = "train"
     """Split of a hub data set; files have none."""
     revision: str | None = None

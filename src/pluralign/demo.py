@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from pluralign.training import TrainResult
 
 
+PAIRS = 160
+"""Comparisons of each person."""
+
+
 def run_demo(config: DemoConfig) -> tuple[TrainResult, Evaluation]:
     """Draw people's preferences from the world, train, evaluate.
 
@@ -29,15 +33,12 @@ def run_demo(config: DemoConfig) -> tuple[TrainResult, Evaluation]:
     from pluralign.world import World
 
     world = World(0)
-    rows = world.preferences(world.users(config.users), pairs_per_user=PAIRS, seed=config.seed)
+    rows = world.preferences(world.users(config.users), pairs_per_user=PAIRS)
     table = Path(config.output_dir) / "world" / "preferences.jsonl"
     write_text(table, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     settings = resolve(TrainConfig, demo_settings(config, table))
     result = train(settings)
     return result, read_evaluation(result.output_dir / "evaluation.json")
-
-
-PAIRS = 160
 
 
 def demo_settings(config: DemoConfig, table: Path) -> dict[str, object]:

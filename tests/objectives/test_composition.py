@@ -72,7 +72,9 @@ def test_an_anchor_outside_adds_its_multiple_of_beta(policy, reference, base, ba
         ).per_example
         for w in (0.0, weight)
     )
-    torch.testing.assert_close(anchored - plain, weight * beta * base_anchor(base, base_reference), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(
+        anchored - plain, weight * beta * base_anchor(base, base_reference), atol=1e-9, rtol=1e-9
+    )
 
 
 def test_rows_without_a_branch_get_only_the_terms_they_have():
@@ -82,7 +84,9 @@ def test_rows_without_a_branch_get_only_the_terms_they_have():
     policy = {name: torch.tensor([-4.0, 0.0, -4.0]) for name in ("chosen", "rejected")} | {
         "base": torch.tensor([-9.0, -9.0, 0.0])
     }
-    reference = {name: torch.zeros(3) - 4 for name in ("chosen", "rejected")} | {"base": torch.tensor([-4.0, -4.0, 0.0])}
+    reference = {name: torch.zeros(3) - 4 for name in ("chosen", "rejected")} | {
+        "base": torch.tensor([-4.0, -4.0, 0.0])
+    }
     lengths = {"chosen": torch.tensor([2, 0, 2]), "rejected": torch.tensor([3, 0, 3]), "base": torch.tensor([4, 4, 0])}
     losses = objective(policy, reference, lengths)
     anchor = 0.4 * 0.1 * 5.0

@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from pluralign.errors import InputError
-from pluralign.evaluation.probes import UnusableProbe, read_raw
+from pluralign.evaluation.probes import UnusableProbeError, read_raw
 from pluralign.preferences.schema import Place
 
-_ARC = re.compile(r"Please choose the correct answer to the question: (.+?)\s*\n\s*(Answer1:.+?)\s*\n\s*Answer format:", re.S)
+_ARC = re.compile(
+    r"Please choose the correct answer to the question: (.+?)\s*\n\s*(Answer1:.+?)\s*\n\s*Answer format:", re.S
+)
 _ARC_OPTION = re.compile(r"\s*Answer(\d+):\s*")
 _TRIVIA_OPTION = re.compile(r"([A-Z]) (.*)")
 
 
 def read_trivia(path: Path) -> Iterator[tuple[Place, Any]]:
-    """OpenTriviaQA: a folder of category files, one such file, or the whole as tar (gzip or not); the topic is the file's name.
+    """OpenTriviaQA: a folder of category files, one such file, or the whole as tar (gzip or not).
 
-    An item is `#Q` and the question (which may go on over several lines), `^` and the right answer, then the options `A`,
-    `B`, ... Lines are UTF-8 or, where they are not, Windows-1252: the published files mix both. `Place.row` is the line.
+    An item is `#Q` and the question (which may go on over several lines), `^` and the right answer, then the options
+    `A`, `B`, ...; the topic is the file's name. Lines are UTF-8, or Windows-1252 where they are not: published files
+    mix both. `Place.row` is the line.
 
     Raises:
         InputError: the archive cannot be read.
@@ -37,9 +40,9 @@ def read_trivia(path: Path) -> Iterator[tuple[Place, Any]]:
 
 
 def read_arc(path: Path) -> Iterator[tuple[Place, Any]]:
-    """ARC as LLM-Adapters has it: a JSON list (gzip allowed) of `{instruction, answer}`; question and options are in the instruction.
+    """ARC as LLM-Adapters has it: a JSON list (gzip allowed) of `{instruction, answer}`.
 
-    `Place.row` is the number of the item, from 1.
+    Question and options are in the instruction. `Place.row` is the number of the item, from 1.
 
     Raises:
         InputError: the file is not a JSON list.
@@ -79,7 +82,7 @@ def _trivia_file(file: str, topic: str, raw: bytes) -> Iterator[tuple[Place, Any
     if start:
         yield Place(file, start), _trivia_item(block, f"{topic}/{start}", topic)
     else:
-        yield Place(file, 1), UnusableProbe(None, "no line starts with #Q", "It is no file of OpenTriviaQA.")
+        yield Place(file, 1), UnusableProbeError(None, "no line starts with #Q", "It is no file of OpenTriviaQA.")
 
 
 def _decoded(line: bytes) -> str:
@@ -93,10 +96,10 @@ def _decoded(line: bytes) -> str:
             return line.decode("latin-1")
 
 
-def _trivia_item(block: list[str], identifier: str, topic: str) -> dict[str, Any] | UnusableProbe:
+def _trivia_item(block: list[str], identifier: str, topic: str) -> dict[str, Any] | UnusableProbeError:
     answers = [index for index, line in enumerate(block) if line.startswith("^")]
     if len(answers) != 1:
-        return UnusableProbe("answer", f"{len(answers)} lines start with ^", "One line gives the right answer.")
+        return UnusableProbeError("answer", f"{len(answers)} lines start with ^", "One line gives the right answer.")
     question = "\n".join(line.strip() for line in block[: answers[0]] if line.strip())
     options: list[str] = []
     for line in block[answers[0] + 1 :]:
@@ -104,22 +107,32 @@ def _trivia_item(block: list[str], identifier: str, topic: str) -> dict[str, Any
         if matched and ord(matched[1]) - ord("A") == len(options):
             options.append(matched[2].strip())
         elif line.strip():
-            return UnusableProbe("options", f"the line {line.strip()[:60]!r} among the options is not the next one")
+            return UnusableProbeError(
+                "options", f"the line {line.strip()[:60]!r} among the options is not the next one"
+            )
     answer = block[answers[0]][1:].strip()
     return {"id": identifier, "question": question, "options": options, "answer": answer, "topic": topic}
 
 
-def _arc_item(item: Any, row: int) -> dict[str, Any] | UnusableProbe:
+def _arc_item(item: Any, row: int) -> dict[str, Any] | UnusableProbeError:
     if not isinstance(item, dict) or not isinstance(item.get("instruction"), str):
-        return UnusableProbe("instruction", "there is no instruction", "It holds the question and its options.")
+        return UnusableProbeError("instruction", "there is no instruction", "It holds the question and its options.")
     matched = _ARC.search(item["instruction"])
     if not matched:
-        return UnusableProbe("instruction", "question and options are not where they should be")
+        return UnusableProbeError("instruction", "question and options are not where they should be")
     _, *parts = _ARC_OPTION.split(matched[2])
     numbers, options = parts[0::2], [text.strip() for text in parts[1::2]]
     if numbers != [str(number) for number in range(1, len(options) + 1)]:
-        return UnusableProbe("instruction", f"the options are numbered {', '.join(numbers)}")
+        return UnusableProbeError("instruction", f"the options are numbered {', '.join(numbers)}")
     right = re.fullmatch(r"answer(\d+)", str(item.get("answer")).strip())
     if not right or not 1 <= int(right[1]) <= len(options):
-        return UnusableProbe("answer", f"the answer is {item.get('answer')!r}", f"It is answer1 to answer{len(options)}.")
-    return {"id": f"arc/{row}", "question": matched[1].strip(), "options": options, "answer": int(right[1]) - 1, "topic": "arc"}
+        return UnusableProbeError(
+            "answer", f"the answer is {item.get('answer')!r}", f"It is answer1 to answer{len(options)}."
+        )
+    return {
+        "id": f"arc/{row}",
+        "question": matched[1].strip(),
+        "options": options,
+        "answer": int(right[1]) - 1,
+        "topic": "arc",
+    }

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from pluralign.errors import InputError
 from pluralign.preferences.schema import Message, Place, Problem, Text
+from pluralign.world import PLAIN, World
 
 Scope = Literal["inside", "outside"]
 
@@ -27,9 +28,9 @@ class Probe:
         answer: index of the right option, from 0.
         topic: what the question is about; results are also given by topic.
         scope: whether the preferences talk about this topic (`inside`) or not (`outside`).
-        prefix: the base's words before an option ("The colour of the Velm is"); "" is none; None leaves the presentation
-            to `pluralign.evaluation.retention`.
-        prefixes: the same in the manner of a person, by the person's id or style.
+        prefix: the base's words before an option ("The colour of the Velm is"); "" is none; None leaves the
+            presentation to `pluralign.evaluation.retention`.
+        prefixes: the same in the manner of a person, by the person's id, group or style; `plain` stands for the base's.
         place: file and row.
     """
 
@@ -61,7 +62,7 @@ class ProbeSet:
     available: int = 0
 
 
-class UnusableProbe(Exception):
+class UnusableProbeError(Exception):
     """An item that cannot be asked; becomes a `Problem` of its source."""
 
     def __init__(self, column: str | None, found: str, fix: str = "") -> None:
@@ -73,7 +74,7 @@ def load_probes(sources: str | Sequence[str] | None, *, max_probes: int | None =
     """Read probes from files and named formats.
 
     Args:
-        sources: one or several of: a JSONL file (gzip allowed), `trivia:PATH`, `arc:PATH`, `world`.
+        sources: one or several of: a JSONL file (gzip allowed), `trivia:PATH`, `arc:PATH`, `world`, `world:SEED`.
         max_probes: at most so many of each source, > 0.
         seed: fixes the sample.
 
@@ -89,27 +90,31 @@ def load_probes(sources: str | Sequence[str] | None, *, max_probes: int | None =
 def parse_probe(item: Any, place: Place) -> Probe:
     """A probe from a JSON object `{id, question, options, answer, topic, scope, prefix, prefixes}`.
 
-    `answer` is the index of the right option (an integer, from 0) or its text. `id` defaults to the row's number, `topic` to
-    `all`, `scope` to `outside`; further keys are ignored.
+    `answer` is the index of the right option (an integer, from 0) or its text. `id` defaults to the row's number,
+    `topic` to `all`, `scope` to `outside`, `prefix` to that of the style `plain` in `prefixes`; other keys are ignored.
 
     Raises:
-        UnusableProbe: a key is missing or its value cannot be used.
+        UnusableProbeError: a key is missing or its value cannot be used.
     """
     if not isinstance(item, dict):
-        raise UnusableProbe(None, f"the row is a {type(item).__name__}, not an object")
+        raise UnusableProbeError(None, f"the row is a {type(item).__name__}, not an object")
     options = _options(item.get("options"))
     identifier, topic, scope = item.get("id", place.row), item.get("topic", "all"), item.get("scope", "outside")
     if not isinstance(identifier, str | int) or identifier == "":
-        raise UnusableProbe("id", f"the id is {identifier!r}", "It is a text or a number.")
+        raise UnusableProbeError("id", f"the id is {identifier!r}", "It is a text or a number.")
     if not isinstance(topic, str) or not topic:
-        raise UnusableProbe("topic", f"the topic is {topic!r}", "It is a text.")
+        raise UnusableProbeError("topic", f"the topic is {topic!r}", "It is a text.")
     if scope not in get_args(Scope):
-        raise UnusableProbe("scope", f"the scope is {scope!r}", "It is inside or outside.")
-    prefix, prefixes = item.get("prefix"), item.get("prefixes") or {}
-    if prefix is not None and not isinstance(prefix, str):
-        raise UnusableProbe("prefix", f"the prefix is {prefix!r}", "It is a text.")
+        raise UnusableProbeError("scope", f"the scope is {scope!r}", "It is inside or outside.")
+    prefixes = item.get("prefixes") or {}
     if not isinstance(prefixes, dict) or not all(isinstance(text, str) for text in prefixes.values()):
-        raise UnusableProbe("prefixes", "not an object of texts", "It maps a person's id or style to a text.")
+        raise UnusableProbeError(
+            "prefixes", "not an object of texts", "It maps a person's id, group or style to a text."
+        )
+    # The world's probes know the base's manner by its name.
+    prefix = item.get("prefix", prefixes.get(PLAIN))
+    if prefix is not None and not isinstance(prefix, str):
+        raise UnusableProbeError("prefix", f"the prefix is {prefix!r}", "It is a text.")
     return Probe(
         id=str(identifier),
         question=_question(item.get("question")),
@@ -124,24 +129,30 @@ def parse_probe(item: Any, place: Place) -> Probe:
 
 
 def collect(name: str, items: Iterable[tuple[Place, Any]]) -> ProbeSet:
-    """Usable probes and problems of a source; an item that is an `UnusableProbe` already is reported as it is."""
+    """Usable probes and problems of a source; an item that is an `UnusableProbeError` already is reported as it is."""
     probes: list[Probe] = []
     problems: list[Problem] = []
     seen: dict[str, Place] = {}
     for place, item in items:
         try:
-            if isinstance(item, UnusableProbe):
+            if isinstance(item, UnusableProbeError):
                 raise item
             probe = parse_probe(item, place)
             if probe.id in seen:
-                raise UnusableProbe("id", f"the id {probe.id!r} is that of {seen[probe.id]} too", "Ids must differ.")
-        except UnusableProbe as problem:
+                raise UnusableProbeError(
+                    "id", f"the id {probe.id!r} is that of {seen[probe.id]} too", "Ids must differ."
+                )
+        except UnusableProbeError as problem:
             problems.append(Problem(place, problem.column, problem.found, problem.fix))
             continue
         seen[probe.id] = place
         probes.append(probe)
     if not probes:
-        reason = f"none of its {len(problems)} items can be used; the first: {problems[0]}" if problems else "no probes in it"
+        reason = (
+            f"none of its {len(problems)} items can be used; the first: {problems[0]}"
+            if problems
+            else "no probes in it"
+        )
         raise InputError(reason, where=name, fix="Each needs a question, two or more options and the answer.")
     return ProbeSet(name, probes, problems, available=len(probes))
 
@@ -150,11 +161,8 @@ def _read(name: str) -> ProbeSet:
     # Named formats import from here, so they are reached late.
     from pluralign.evaluation.probe_formats import read_arc, read_trivia
 
-    if name == "world":
-        from pluralign.world import World
-
-        items = World(0).probes()
-        return collect(name, ((Place("world", row), item) for row, item in enumerate(items, 1)))
+    if world := world_of(name):
+        return collect(name, ((Place(name, row), item) for row, item in enumerate(world.probes(), 1)))
     for prefix, read in (("trivia:", read_trivia), ("arc:", read_arc)):
         if name.startswith(prefix):
             path = Path(name.removeprefix(prefix)).expanduser()
@@ -167,6 +175,21 @@ def _read(name: str) -> ProbeSet:
     return collect(name, _jsonl(path))
 
 
+def world_of(name: str) -> World | None:
+    """The world that `world` (seed 0) or `world:SEED` names; None for any other source.
+
+    Raises:
+        InputError: the seed is no integer.
+    """
+    kind, _, seed = name.partition(":")
+    if kind != "world":
+        return None
+    try:
+        return World(int(seed or 0))
+    except ValueError:
+        raise InputError(f"the seed {seed!r} is no integer", where=name, fix="Write world, or world:7.") from None
+
+
 def require_file(path: Path, name: str) -> None:
     """Refuse a source that is not there.
 
@@ -174,7 +197,7 @@ def require_file(path: Path, name: str) -> None:
         InputError: nothing is at `path`.
     """
     if not path.exists():
-        fix = "A source of probes is a JSONL file, trivia:PATH, arc:PATH or world."
+        fix = "A source of probes is a JSONL file, trivia:PATH, arc:PATH, world or world:SEED."
         raise InputError("there is no such file of probes", where=name, fix=fix)
 
 
@@ -198,9 +221,9 @@ def _jsonl(path: Path) -> Iterator[tuple[Place, Any]]:
         try:
             yield Place(str(path), row), json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            yield Place(str(path), row), UnusableProbe(None, f"not UTF-8 ({error.reason} at byte {error.start})")
+            yield Place(str(path), row), UnusableProbeError(None, f"not UTF-8 ({error.reason} at byte {error.start})")
         except json.JSONDecodeError as error:
-            yield Place(str(path), row), UnusableProbe(None, f"not JSON ({error.msg} at character {error.colno})")
+            yield Place(str(path), row), UnusableProbeError(None, f"not JSON ({error.msg} at character {error.colno})")
 
 
 def _sampled(found: ProbeSet, max_probes: int | None, seed: int) -> ProbeSet:
@@ -215,7 +238,7 @@ def _question(question: Any) -> Text:
         return question
     if isinstance(question, list) and question and all(_is_message(message) for message in question):
         return question
-    raise UnusableProbe("question", f"the question is {_short(question)}", "It is a text, or a list of messages.")
+    raise UnusableProbeError("question", f"the question is {_short(question)}", "It is a text, or a list of messages.")
 
 
 def _is_message(message: Any) -> bool:
@@ -229,14 +252,14 @@ def as_messages(question: Text) -> list[Message]:
 
 def _options(options: Any) -> tuple[str, ...]:
     if not isinstance(options, list) or len(options) < 2:
-        raise UnusableProbe("options", f"the options are {_short(options)}", "It is a list of two or more texts.")
+        raise UnusableProbeError("options", f"the options are {_short(options)}", "It is a list of two or more texts.")
     for option in options:
         if not isinstance(option, str) or not option.strip():
-            raise UnusableProbe("options", f"an option is {_short(option)}", "Each option is a non-empty text.")
+            raise UnusableProbeError("options", f"an option is {_short(option)}", "Each option is a non-empty text.")
     texts = tuple(options)
     if len(set(texts)) != len(texts):
         twice = next(text for text in texts if texts.count(text) > 1)
-        raise UnusableProbe("options", f"the option {_short(twice)} stands there twice", "Options must differ.")
+        raise UnusableProbeError("options", f"the option {_short(twice)} stands there twice", "Options must differ.")
     return texts
 
 
@@ -247,7 +270,7 @@ def _answer(answer: Any, options: tuple[str, ...]) -> int:
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
         return answer
     fix = f"It is an index from 0 to {len(options) - 1}, or the text of an option."
-    raise UnusableProbe("answer", f"the answer is {_short(answer)}", fix)
+    raise UnusableProbeError("answer", f"the answer is {_short(answer)}", fix)
 
 
 def _short(value: Any) -> str:

@@ -38,7 +38,7 @@ def default_folder() -> Path:
 class Cache:
     """A folder of sections.
 
-    A folder that cannot be written costs one warning that names it; from then on nothing is written and the run goes on.
+    One that cannot be written costs one warning that names it; from then on nothing is written, and the run goes on.
 
     Args:
         folder: where it is; None is `default_folder()`. Made with the first value.
@@ -66,8 +66,8 @@ class Cache:
         """Stop writing, and say so once."""
         if self.writable:
             warnings.warn(
-                f"the cache {self.folder} cannot be written ({error.strerror or error}): this run goes on without keeping "
-                "what it computes. Free some space, or name another folder with --cache_dir",
+                f"the cache {self.folder} cannot be written ({error.strerror or error}): this run goes on without "
+                "keeping what it computes. Free some space, or name another folder with --cache_dir",
                 stacklevel=2,
             )
         self.writable = False
@@ -165,8 +165,8 @@ class Section:
                     small[path] = lines
         if damaged:
             warnings.warn(
-                f"the cache {self.folder} holds {self.damaged} damaged line(s), in {', '.join(p.name for p in damaged)}: "
-                "they are ignored and computed again",
+                f"the cache {self.folder} holds {self.damaged} damaged line(s), in "
+                f"{', '.join(path.name for path in damaged)}: they are ignored and computed again",
                 stacklevel=2,
             )
         self._replace(damaged | small if len(small) > _MANY_SEGMENTS else damaged)
@@ -179,7 +179,9 @@ class Section:
         except FileNotFoundError:
             return b""
         except OSError as error:
-            warnings.warn(f"{path} cannot be read ({error.strerror or error}); its values are computed again", stacklevel=2)
+            warnings.warn(
+                f"{path} cannot be read ({error.strerror or error}); its values are computed again", stacklevel=2
+            )
             return b""
 
     def _segments(self) -> list[Path]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pluralign.errors import InputError
 from pluralign.models.masks import attention_inputs, causal_lm
 from pluralign.models.rows import ResponseBatch
 
@@ -18,19 +19,26 @@ CHUNK_ELEMENTS = 2**22
 def response_logits(model: nn.Module, batch: ResponseBatch) -> Tensor:
     """Logits that predict the response tokens: [N, V] in the model's own dtype, post-processed as the model does.
 
-    The outermost module is called, so that wrappers (DDP, PEFT, autocast) do their part; a hook hands the head the N hidden
-    states that predict something instead of all R*T, so that soft-capping and scaling of logits stay the model's own.
+    The outermost module is called, so that wrappers (DDP, PEFT, autocast) do their part; a hook hands the head the N
+    hidden states that predict something instead of all R*T, so that soft-capping and scaling of logits stay the model's
+    own.
 
     Args:
         model: a causal language model of transformers, wrapped or not.
         batch: on the model's device.
+
+    Raises:
+        InputError: the model has no language-model head.
     """
+    head = causal_lm(model).get_output_embeddings()
+    if head is None:
+        raise InputError(f"a {type(causal_lm(model)).__name__} has no language-model head", fix="Use a causal model.")
 
     def gather(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = inputs[0]
         return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.predict_at)[None], *inputs[1:]
 
-    handle = causal_lm(model).get_output_embeddings().register_forward_pre_hook(gather)
+    handle = head.register_forward_pre_hook(gather)
     try:
         output = model(input_ids=batch.input_ids, use_cache=False, **attention_inputs(model, batch))
     finally:
@@ -41,25 +49,25 @@ def response_logits(model: nn.Module, batch: ResponseBatch) -> Tensor:
 def token_logps(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-probability of each label: [N] float32 (float64 for float64 logits), nats.
 
-    The log-sum-exp runs in float32 over some rows at a time, and the backward pass recomputes the softmax in the same way: for
-    it are kept the logits as they are, the labels and [N] numbers, never a float32 copy of logits in lower precision.
+    The log-sum-exp runs in float32 over some rows at a time, and the backward pass recomputes the softmax in the same
+    way. It keeps the logits as they are and three vectors [N]; no float32 copy of logits in lower precision.
 
     Args:
         logits: [N, V].
         labels: [N], in [0, V).
     """
-    return _TokenLogps.apply(logits, labels)  # type: ignore[no-any-return]
+    return _TokenLogps.apply(logits, labels)
 
 
 def branch_logps(model: nn.Module, batch: ResponseBatch) -> dict[str, Tensor]:
-    """Branch name -> [B] log-probability of the response, summed over its tokens, nats; 0 where a row lacks the branch."""
+    """Branch name -> [B] log-prob of the response, summed over its tokens, nats; 0 where a row lacks the branch."""
     logps = token_logps(response_logits(model, batch), batch.labels)
     return sum_by_branch(logps, batch)
 
 
 def sum_by_branch(logps: Tensor, batch: ResponseBatch) -> dict[str, Tensor]:
     """Sum values [N] of response tokens over each response: branch name -> [B], 0 where a row lacks the branch."""
-    # Tokens of one response lie together, in the order of `lengths`: a segment sum is deterministic on a GPU, index_add is not.
+    # Tokens of one response lie together, in the order of `lengths`; index_add would not be deterministic on a GPU.
     sums = torch.segment_reduce(logps, "sum", lengths=batch.lengths.reshape(-1), initial=0, unsafe=True)
     return dict(zip(batch.branches, sums.view(batch.lengths.shape).unbind(dim=1), strict=True))
 
@@ -68,20 +76,24 @@ class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        normalizer = torch.empty(labels.shape, dtype=dtype, device=logits.device)
+        # Kept apart, not as one log-sum-exp: the difference of two large logits is exact, that to a rounded sum is not.
+        highest = torch.empty(labels.shape, dtype=dtype, device=logits.device)
+        log_sum = torch.empty_like(highest)
         for rows in _chunks(logits):
-            normalizer[rows] = logits[rows].to(dtype).logsumexp(dim=-1)
-        ctx.save_for_backward(logits, labels, normalizer)
-        return logits.gather(1, labels[:, None])[:, 0].to(dtype) - normalizer
+            chunk = logits[rows].to(dtype)
+            highest[rows] = chunk.amax(dim=-1)
+            log_sum[rows] = (chunk - highest[rows, None]).exp_().sum(dim=-1).log_()
+        ctx.save_for_backward(logits, labels, highest, log_sum)
+        return logits.gather(1, labels[:, None])[:, 0].to(dtype) - highest - log_sum
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        logits, labels, normalizer = ctx.saved_tensors
+        logits, labels, highest, log_sum = ctx.saved_tensors
         grad_logits = torch.empty_like(logits)
         for rows in _chunks(logits):
             # d log p(label) / d logits = onehot(label) - softmax
-            chunk = logits[rows].to(normalizer.dtype) - normalizer[rows, None]
+            chunk = (logits[rows].to(highest.dtype) - highest[rows, None]).sub_(log_sum[rows, None])
             chunk = chunk.exp_().mul_(-grad[rows, None])
             chunk.scatter_add_(1, labels[rows, None], grad[rows, None])
             grad_logits[rows] = chunk

@@ -1,7 +1,7 @@
 """Who may attend to whom in a row that holds several responses, per type of layer.
 
-A plain 4-D mask silently replaces a model's own sliding window, so the window is built in here, from distances in restarted
-positions: a response token then sees exactly what it would see in a row of its own.
+A plain 4-D mask silently replaces a model's own sliding window, so the window is built in here, from distances in
+restarted positions: a response token then sees exactly what it would see in a row of its own.
 """
 
 from __future__ import annotations
@@ -37,22 +37,23 @@ class UnsupportedLayersError(ValueError):
 
 def causal_lm(model: nn.Module) -> Any:
     """The transformers model inside what wraps it (DDP, FSDP, DeepSpeed, `torch.compile`, PEFT)."""
+    inner: Any = model
     while True:
-        if hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
-        elif isinstance(getattr(model, "module", None), nn.Module):
-            model = model.module
+        if hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        elif isinstance(getattr(inner, "_orig_mod", None), nn.Module):
+            inner = inner._orig_mod
+        elif isinstance(getattr(inner, "module", None), nn.Module):
+            inner = inner.module
         else:
-            return model
+            return inner
 
 
 def attention_inputs(model: nn.Module, batch: ResponseBatch) -> dict[str, Any]:
     """`attention_mask` and `position_ids` for the model's forward.
 
-    Separate rows leave masks to the model: it gets the padding mask [R, T]. Shared rows get [R, 1, T, T], or one such mask
-    per layer type where layers differ.
+    Separate rows leave masks to the model: it gets the padding mask [R, T]. Shared rows get [R, 1, T, T], or one such
+    mask per layer type where layers differ.
 
     Raises:
         UnsupportedLayersError: the layout is `shared` and the model has layers that a mask cannot keep apart.
@@ -70,8 +71,9 @@ def attention_inputs(model: nn.Module, batch: ResponseBatch) -> dict[str, Any]:
         mask = may_attend(batch.segment_ids, batch.position_ids, reach)
         masks[reach] = mask if kernel == "sdpa" else _additive(mask, lm.dtype)
     # One tensor wherever one is enough: every architecture takes that, a mask per layer type only those that mix types.
-    mask = next(iter(masks.values())) if len(masks) == 1 else {kind: masks[reach] for kind, reach in reaches.items()}
-    return {"attention_mask": mask, "position_ids": batch.position_ids}
+    per_type = {kind: masks[reach] for kind, reach in reaches.items()}
+    attention_mask = per_type if len(masks) > 1 else next(iter(masks.values()))
+    return {"attention_mask": attention_mask, "position_ids": batch.position_ids}
 
 
 def attention_kernel(lm: Any) -> str:
@@ -83,7 +85,8 @@ def layer_reaches(config: Any) -> dict[str, Reach]:
     """Layer type -> how far back layers of this type look, read as transformers reads it.
 
     With `layer_types` in the configuration each type has its own reach; without, all layers slide if there is a
-    `sliding_window` (Mistral, Phi-3), are chunked if there is an `attention_chunk_size`, and look all the way back otherwise.
+    `sliding_window` (Mistral, Phi-3), are chunked if there is an `attention_chunk_size`, and look all the way back
+    otherwise.
 
     Raises:
         UnsupportedLayersError: a layer type is unknown here (recurrent, convolutional, sparse).

@@ -22,9 +22,10 @@ PADDING = -1
 class ResponseBatch:
     """Rows of tokens and, of each response token, where its prediction stands and whose it is.
 
-    In the layout `shared` a row is `[prompt | response | response ...]`, R = B rows in the order of the examples; positions
-    restart after the prompt for every response, and masks keep responses apart (`masks.py`). In the layout `separate` a row
-    is `[prompt | response]`. The first token of every response is predicted by the prompt's last position.
+    In the layout `shared` a row is `[prompt | response | response ...]`, R = B rows in the order of the examples;
+    positions restart after the prompt for every response, and masks keep responses apart (`masks.py`). In the layout
+    `separate` a row is `[prompt | response]`. The first token of every response is predicted by the prompt's last
+    position.
 
     Attributes:
         input_ids: [R, T] tokens.

@@ -44,7 +44,7 @@ def base_anchor(
 
 
 def chosen_anchor(policy_chosen: Tensor, reference_chosen: Tensor) -> Tensor:
-    """DPOP's penalty for making the chosen response less likely, max(0, -log-ratio) (Pal et al. 2024, eq. 3).
+    """DPOP's penalty for making the chosen response less likely, max(0, -log-ratio) (Pal et al. 2024).
 
     Args:
         policy_chosen: [B], log-prob of the chosen response under the policy, summed over its tokens, nats.

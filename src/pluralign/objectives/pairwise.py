@@ -38,7 +38,7 @@ def ipo_loss(margin: Tensor, *, beta: float) -> Tensor:
 
 
 def hinge_loss(margin: Tensor, *, beta: float) -> Tensor:
-    """SLiC's hinge on the margin, max(0, 1 - beta m) (Zhao et al. 2023, as in Liu et al. 2024, eq. 9).
+    """SLiC's hinge on the margin, max(0, 1 - beta m) (Zhao et al. 2023; on log-ratios in Liu et al. 2024).
 
     Args:
         margin: [B], nats.
@@ -48,7 +48,7 @@ def hinge_loss(margin: Tensor, *, beta: float) -> Tensor:
 
 
 def robust_loss(margin: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
-    """Robust DPO's unbiased loss under flipped labels (Ray Chowdhury et al. 2024, eq. 12).
+    """Robust DPO's unbiased loss under flipped labels (Ray Chowdhury et al. 2024).
 
     Args:
         margin: [B], nats.
@@ -61,7 +61,7 @@ def robust_loss(margin: Tensor, *, beta: float, label_smoothing: float) -> Tenso
 
 
 def sppo_hard_loss(chosen_ratio: Tensor, rejected_ratio: Tensor, *, beta: float) -> Tensor:
-    """SPPO's loss with hard labels: each log-ratio regressed on +-1/(2 beta) (Wu et al. 2024, eq. 4.7).
+    """SPPO's loss with hard labels: each log-ratio regressed on +-1/(2 beta) (Wu et al. 2024).
 
     Args:
         chosen_ratio: [B], policy minus reference log-prob of the chosen response, nats.

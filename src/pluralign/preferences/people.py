@@ -11,8 +11,8 @@ _LONGEST = 120
 def folder_name(user: str) -> str:
     """The folder of a person's adapter: different for different ids, also on disks that are blind to case.
 
-    Every byte of the id's UTF-8 outside `[a-z0-9_-]` is percent-encoded. An id of more than 120 bytes becomes a prefix and
-    the hash of the whole.
+    Every byte of the id's UTF-8 outside `[a-z0-9_-]` is percent-encoded. An id of more than 120 bytes becomes a prefix
+    and the hash of the whole.
 
     Args:
         user: any non-empty string.

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from pluralign.errors import InputError
 from pluralign.preferences.schema import BadRow, Place, Problem, excerpt
@@ -138,7 +138,7 @@ def _is_gzip(path: Path) -> bool:
 
 def _open(path: Path) -> IO[bytes]:
     """The file's bytes, unpacked where it is gzip, whatever its name."""
-    return gzip.open(path, "rb") if _is_gzip(path) else open(path, "rb")
+    return cast(IO[bytes], gzip.open(path, "rb")) if _is_gzip(path) else open(path, "rb")
 
 
 def _open_text(path: Path, newline: str) -> io.TextIOWrapper:
@@ -146,7 +146,7 @@ def _open_text(path: Path, newline: str) -> io.TextIOWrapper:
 
 
 def _encoding_error(path: Path) -> InputError:
-    """Name the first byte that is not UTF-8. A second pass, because a decoder that reads ahead knows no file position."""
+    """Name the first byte that is not UTF-8. A second pass: a decoder that reads ahead knows no position."""
     fix = "Save the file as UTF-8."
     with _open(path) as file:
         start = 0
@@ -182,8 +182,6 @@ def _read_json_lines(lines: Iterable[str], table: Table) -> None:
         try:
             add(number, loads(line))
         except (ValueError, RecursionError) as error:
-            if isinstance(error, UnicodeDecodeError):
-                raise
             if line.strip():
                 table.refuse(number, f"broken JSON ({_reason(error)})", "Each line is one JSON object.")
 
@@ -220,7 +218,9 @@ def _skip_space(text: str, position: int) -> int:
 
 
 def _reason(error: Exception) -> str:
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 # CSV
@@ -237,7 +237,8 @@ def _read_csv(path: Path, table: Table) -> None:
                 _read_csv_rows(reader, table)
             except csv.Error as error:
                 fix = "A cell with a comma, a quote or a line end stands in double quotes, quotes inside it doubled."
-                raise InputError(f"broken CSV ({error})", where=f"{table.name}, line {reader.line_num}", fix=fix) from None
+                where = f"{table.name}, line {reader.line_num}"
+                raise InputError(f"broken CSV ({error})", where=where, fix=fix) from None
     finally:
         csv.field_size_limit(limit)
     _type_csv_columns(table)
@@ -269,8 +270,9 @@ def _type_csv_columns(table: Table) -> None:
             if cell and cell.startswith("[{"):
                 row[column] = _json_or_text(cell)
     for column in table.columns - MESSAGE_COLUMNS - {"user", "group"}:
-        numbers = [_number(row[column]) for _, row in table.rows]
-        if any(number is None and row[column] is not None for number, (_, row) in zip(numbers, table.rows, strict=True)):
+        cells = [row[column] for _, row in table.rows]
+        numbers = [_number(cell) for cell in cells]
+        if numbers.count(None) > cells.count(None):
             continue
         for number, (_, row) in zip(numbers, table.rows, strict=True):
             row[column] = number
@@ -303,7 +305,7 @@ def _read_parquet(path: Path, table: Table) -> None:
     try:
         with pyarrow.parquet.ParquetFile(_arrow_source(path)) as file:
             add_batches(file.iter_batches(_ARROW_BATCH), table)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"not a whole Parquet file ({_first_line(error)})", where=table.name) from None
 
 
@@ -319,7 +321,7 @@ def _read_arrow(path: Path, table: Table) -> None:
         else:
             with pyarrow.ipc.open_stream(_arrow_source(path)) as reader:
                 add_batches(reader, table)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"not a whole Arrow file ({_first_line(error)})", where=table.name) from None
 
 
@@ -336,7 +338,7 @@ def add_batches(batches: Iterable[pyarrow.RecordBatch], table: Table) -> None:
     """Append the rows of Arrow record batches.
 
     Raises:
-        InputError: a text cell is not UTF-8; names row and column.
+        InputError: a text cell is not UTF-8 (names row and column), or one of Arrow's type `json` is not JSON.
     """
     for batch in batches:
         names = batch.schema.names
@@ -348,8 +350,14 @@ def add_batches(batches: Iterable[pyarrow.RecordBatch], table: Table) -> None:
 
 
 def _cells(column: pyarrow.Array, file: str, name: str, start: int) -> list[Any]:
+    import pyarrow
+
     try:
+        if isinstance(column.type, pyarrow.JsonType):
+            return [None if cell is None else json.loads(cell) for cell in column.to_pylist()]
         return column.to_pylist()
+    except json.JSONDecodeError as error:
+        raise InputError(f"a cell is broken JSON ({error})", where=f"{file}, column {name!r}") from None
     except UnicodeDecodeError:
         for number, cell in enumerate(column, start):
             try:

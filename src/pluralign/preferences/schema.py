@@ -64,7 +64,7 @@ class Preference:
 
 
 @dataclass(slots=True)
-class Preferences(Sequence[Preference]):  # type: ignore[misc]
+class Preferences(Sequence[Preference]):
     """A table of preferences in memory, in the order of its file.
 
     Attributes:

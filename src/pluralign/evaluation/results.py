@@ -1,0 +1,165 @@
+"""The result of an evaluation: a dictionary with a documented schema, a file, a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pluralign.errors import InputError
+from pluralign.evaluation.statistics import finite, mean
+from pluralign.storage import read_json, write_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA_VERSION = 1
+
+HIGHER_IS_BETTER: dict[str, bool] = {
+    "pairs.accuracy": True,
+    "pairs.margin": True,
+    "pairs.ranking_accuracy": True,
+    "base_responses.log_ratio_per_token": True,
+    "base_responses.kl_per_token": False,
+    "retention.kept": True,
+    "retention.kept_own": True,
+    "retention.accuracy": True,
+    "behaviour.person.style": True,
+    "behaviour.person.right": True,
+    "behaviour.person.degenerate": False,
+}
+"""Measures of a person, by their keys in `people`, that are summarised with mean, worst, best and gap."""
+
+MEAN_ONLY = (
+    "pairs.base_ranking_accuracy",
+    "pairs.chosen_log_ratio",
+    "pairs.rejected_log_ratio",
+    "cross.others_accuracy",
+    "retention.base_accuracy",
+    "behaviour.base.style",
+    "behaviour.base.right",
+    "behaviour.base.degenerate",
+)
+"""Measures of a person of which neither end is worse, or that belong to the base."""
+
+
+@dataclass
+class Evaluation:
+    """What each person won, and what it cost; the schema is in docs/evaluation.md.
+
+    Attributes:
+        base: the base model, the probes and the settings.
+        people: id -> results.
+        groups: group -> summary of its people.
+        summary: flat keys over all people, such as `retention.kept.mean`.
+        skipped: id -> why there is no result.
+        path: the file it was written to or read from.
+    """
+
+    base: dict[str, Any]
+    people: dict[str, dict[str, Any]]
+    groups: dict[str, dict[str, Any]]
+    summary: dict[str, Any]
+    skipped: dict[str, str] = field(default_factory=dict)
+    path: Path | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of `evaluation.json`: JSON values only; what is undefined is None."""
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "base": self.base,
+            "people": self.people,
+            "groups": self.groups,
+            "summary": self.summary,
+            "skipped": self.skipped,
+        }
+        return {key: _json_value(value) for key, value in content.items()}
+
+    def write(self, path: Path | str) -> Path:
+        """Write `evaluation.json`, whole or not at all."""
+        self.path = Path(path)
+        write_json(self.path, self.as_dict())
+        return self.path
+
+    def table(self) -> Table:
+        """A table for a terminal of 100 columns: the worst people first, at most twenty."""
+        from pluralign.evaluation.table import evaluation_table
+
+        return evaluation_table(self)
+
+
+def read_evaluation(path: Path | str) -> Evaluation:
+    """Read a file of `Evaluation.write`.
+
+    Raises:
+        InputError: it is missing, is no evaluation, or has another schema.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        fix = "Run `pluralign evaluate` again."
+        raise InputError(f"schema_version is {version!r}, not {SCHEMA_VERSION}", where=str(path), fix=fix)
+    parts = {name: content.get(name) for name in ("base", "people", "groups", "summary", "skipped")}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise InputError(
+                f"{name!r} is missing or no object", where=str(path), fix="Run `pluralign evaluate` again."
+            )
+    return Evaluation(**parts, path=Path(path))  # type: ignore[arg-type]
+
+
+def summarize(people: Mapping[str, Mapping[str, Any]], skipped: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Flat summary of some people: `<measure>.mean`, `.worst`, `.worst_person`, `.best`, `.gap`; None if nobody has it.
+
+    Args:
+        people: id -> results.
+        skipped: people without any; counted only.
+    """
+    summary: dict[str, Any] = {"people": len(people), "skipped": len(skipped or {})}
+    for measure, higher in HIGHER_IS_BETTER.items():
+        values = {person: value for person, value in _values(people, measure) if value is not None}
+        ranked = sorted(values, key=lambda person: values[person], reverse=not higher)
+        worst, best = (values[ranked[0]], values[ranked[-1]]) if ranked else (None, None)
+        summary |= {
+            f"{measure}.mean": mean(values.values()),
+            f"{measure}.worst": worst,
+            f"{measure}.worst_person": ranked[0] if ranked else None,
+            f"{measure}.best": best,
+            f"{measure}.gap": abs(best - worst) if best is not None and worst is not None else None,
+        }
+    for measure in MEAN_ONLY:
+        summary[f"{measure}.mean"] = mean(value for _, value in _values(people, measure))
+    return summary
+
+
+def by_group(people: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Summary of each group's people; those without a group are in none."""
+    groups: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for person, results in people.items():
+        if results.get("group") is not None:
+            groups.setdefault(results["group"], {})[person] = results
+    return {group: summarize(members) for group, members in sorted(groups.items())}
+
+
+def measure_of(results: Mapping[str, Any], measure: str) -> float | None:
+    """A person's value by its dotted key; None where it is undefined."""
+    value: Any = results
+    for key in measure.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return next(iter(finite([value])), None)
+
+
+def _values(people: Mapping[str, Mapping[str, Any]], measure: str) -> Iterable[tuple[str, float | None]]:
+    return ((person, measure_of(results, measure)) for person, results in people.items())
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

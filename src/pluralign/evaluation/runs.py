@@ -1,0 +1,155 @@
+"""A finished run, evaluated again: its base, its adapters, and the very rows that it held out."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pluralign.config import EvaluateConfig, EvaluationConfig, ModelConfig, TrainConfig
+from pluralign.errors import InputError
+from pluralign.evaluation.evaluation import evaluate_people
+from pluralign.evaluation.probes import world_of
+from pluralign.evaluation.results import Evaluation
+from pluralign.models.adapters import read_index
+from pluralign.models.anchoring import adopt_anchored, anchor_preferences
+from pluralign.models.base import load_base
+from pluralign.models.cache import Cache
+from pluralign.models.encoding import Encoder
+from pluralign.models.generation import context_length
+from pluralign.models.layout import choose_layout
+from pluralign.preferences import ALL, Preferences, data_hash, load_preferences, split_preferences
+from pluralign.resolve import MADE_WITH, resolve
+
+DATA_HASH = "data_hash"
+SHOWN_PROBLEMS = 5
+
+
+def evaluate(config: EvaluateConfig) -> Evaluation:
+    """Evaluate every person of a finished run and write `evaluation.json`.
+
+    Args:
+        config: the run, the data, what is measured. Without probes of its own it takes those the run names.
+
+    Returns:
+        What was written; people without a usable adapter are in `skipped`.
+
+    Raises:
+        InputError: there is no such run, its data has changed since, or data or probes cannot be used.
+    """
+    run = Path(config.run)
+    trained = _trained(run)
+    adapters, skipped = adapters_of(run, trained)
+    data = config.data or trained.data
+    rows = _given(config, trained) if config.data else _held_out(run, trained)
+    base = load_base(replace(_model(trained), device=config.device))
+    layout = choose_layout(base.model, base.tokenizer)
+    encoder = Encoder(
+        base.tokenizer,
+        max_prompt_length=data.max_prompt_length,
+        max_response_length=data.max_response_length,
+        context_length=context_length(base.model),
+        chat_template=data.chat_template,
+    )
+    cache = Cache(trained.cache_dir)
+    adopt_anchored(rows, base=base, encoder=encoder, cache=cache, layout=layout)
+    anchored = anchor_preferences(
+        base,
+        rows,
+        encoder=encoder,
+        settings=trained.base_responses,
+        cache=cache,
+        layout=layout,
+        branches=("chosen", "rejected"),
+        seed=trained.seed,
+    )
+    evaluation = evaluate_people(
+        base,
+        adapters,
+        anchored,
+        per=trained.parameters.per,
+        settings=_settings(config.evaluation, trained.evaluation),
+        generation=trained.base_responses,
+        encoder=encoder,
+        cache=cache,
+        layout=layout,
+        seed=trained.seed,
+        skipped=skipped,
+        world=world_of("world") if data.path == "world" else None,
+    )
+    evaluation.write(config.output or run / "evaluation.json")
+    return evaluation
+
+
+def adapters_of(run: Path, trained: TrainConfig) -> tuple[dict[str, Path], dict[str, str]]:
+    """Owner -> folder of its policy, and owner -> why there is none.
+
+    Raises:
+        InputError: the run has no index of adapters, or a broken one.
+    """
+    if trained.parameters.kind == "full":
+        return {ALL: run / "model"}, {}
+    index = read_index(run)
+    return {owner: run / "adapters" / folder for owner, folder in index.people.items()}, dict(index.skipped)
+
+
+def _trained(run: Path) -> TrainConfig:
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise InputError("there is no config.yaml", where=str(run), fix="Give the output folder of `pluralign train`.")
+    return resolve(TrainConfig, path)
+
+
+def _held_out(run: Path, trained: TrainConfig) -> Preferences:
+    """The rows the run held out, found by the same split of the same data."""
+    preferences = load_preferences(trained.data, trained.seed)
+    recorded = _made_with(run / "config.yaml").get(DATA_HASH)
+    found = data_hash(preferences)
+    if recorded is not None and recorded != found:
+        raise InputError(
+            "the data hash is not that of the run: rows it was trained on may be held out now",
+            where=str(trained.data.path),
+            fix="Restore the data, or name held-out pairs with --data.",
+        )
+    _, held_out = split_preferences(
+        preferences,
+        validation=trained.data.validation,
+        by=trained.data.split_by,
+        per=trained.parameters.per,
+        seed=trained.seed,
+        data=trained.data,
+    )
+    _report(held_out)
+    return held_out
+
+
+def _given(config: EvaluateConfig, trained: TrainConfig) -> Preferences:
+    assert config.data is not None
+    preferences = load_preferences(config.data, trained.seed)
+    _report(preferences)
+    return preferences
+
+
+def _report(preferences: Preferences) -> None:
+    problems = preferences.problems
+    if problems:
+        lines = [str(problem) for problem in problems[:SHOWN_PROBLEMS]]
+        lines += [f"and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
+        warnings.warn("held-out rows left out:\n  " + "\n  ".join(lines), stacklevel=3)
+
+
+def _made_with(path: Path) -> dict[str, Any]:
+    made_with = yaml.safe_load(path.read_text(encoding="utf-8")).get(MADE_WITH)
+    return made_with if isinstance(made_with, dict) else {}
+
+
+def _model(trained: TrainConfig) -> ModelConfig:
+    keys = ModelConfig.__dataclass_fields__
+    return ModelConfig(**{key: value for key, value in asdict(trained).items() if key in keys})
+
+
+def _settings(asked: EvaluationConfig, trained: EvaluationConfig) -> EvaluationConfig:
+    return asked if asked.probes is not None else replace(asked, probes=trained.probes)

@@ -1,0 +1,117 @@
+"""An evaluation on a terminal of 80 to 100 columns: who fares worst, what the mean is, what the base does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pluralign.evaluation.results import measure_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pluralign.evaluation.results import Evaluation
+
+ROWS = 20
+NAME_WIDTH = 22
+CELL_WIDTH = 5
+
+
+class Column(NamedTuple):
+    """One measure: its title, its key in `people`, the base's own value where that has a key, digits."""
+
+    title: str
+    measure: str
+    base: str | None = None
+    digits: int = 2
+
+
+COLUMNS = (
+    Column("acc.", "pairs.accuracy"),
+    Column("margin", "pairs.margin", digits=1),
+    Column("others", "cross.others_accuracy"),
+    Column("kept", "retention.kept"),
+    Column("kept\nown", "retention.kept_own"),
+    Column("KL/\ntoken", "base_responses.kl_per_token", digits=3),
+    Column("style", "behaviour.person.style", "behaviour.base.style"),
+    Column("right", "behaviour.person.right", "behaviour.base.right"),
+    Column("degen.", "behaviour.person.degenerate", "behaviour.base.degenerate"),
+)
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """The table; columns without any value are left out, lines below say who is not shown and who was skipped."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = [
+        column
+        for column in COLUMNS
+        if any(measure_of(results, column.measure) is not None for results in evaluation.people.values())
+    ]
+    table = Table(
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        # The lines below are wrapped to the table's width, however few columns it has.
+        min_width=70,
+        caption=_caption(evaluation, columns),
+        caption_justify="left",
+    )
+    # Where the terminal is narrow, names give way (rich shrinks what may wrap) and numbers stay whole.
+    table.add_column("person", vertical="bottom")
+    for column in columns:
+        width = max(CELL_WIDTH, *map(len, column.title.split("\n")))
+        table.add_column(column.title, justify="right", vertical="bottom", no_wrap=True, min_width=width)
+    ranked = sorted(evaluation.people, key=lambda person: _goodness(evaluation.people[person]))
+    for person in ranked[:ROWS]:
+        results = evaluation.people[person]
+        cells = [_number(measure_of(results, column.measure), column.digits) for column in columns]
+        # Text, not a string: an id may hold what rich takes for markup.
+        table.add_row(Text(shown(person), no_wrap=True, overflow="ellipsis"), *cells)
+    table.add_section()
+    if len(evaluation.people) > 1:
+        means = [_number(_mean(evaluation, column.measure), column.digits) for column in columns]
+        table.add_row(Text(f"mean of {len(evaluation.people)}", style="bold"), *means, style="bold")
+    base = [_number(_mean(evaluation, column.base) if column.base else None, column.digits) for column in columns]
+    if any(base):
+        table.add_row(Text("base", style="dim"), *base, style="dim")
+    return table
+
+
+def shown(person: str) -> str:
+    """An id on one line of at most 22 characters: what does not print is escaped, the middle left out."""
+    text = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in person)
+    return text if len(text) <= NAME_WIDTH else f"{text[: NAME_WIDTH - 8]}...{text[-5:]}"
+
+
+def _goodness(results: Mapping[str, Any]) -> tuple[float, ...]:
+    """Ascending: least accurate first, then who kept least, then by style."""
+    keys = ("pairs.accuracy", "retention.kept", "behaviour.person.style", "pairs.margin")
+    values = (measure_of(results, key) for key in keys)
+    return tuple(float("-inf") if value is None else value for value in values)
+
+
+def _caption(evaluation: Evaluation, columns: list[Column]) -> Any:
+    from rich.text import Text
+
+    lines = []
+    more = len(evaluation.people) - ROWS
+    if more > 0:
+        lines.append(f"worst first; {more} more people are in evaluation.json")
+    for person, reason in list(evaluation.skipped.items())[:ROWS]:
+        lines.append(f"skipped {shown(person)}: {reason}")
+    if len(evaluation.skipped) > ROWS:
+        lines.append(f"{len(evaluation.skipped) - ROWS} more were skipped")
+    if not columns:
+        lines.append("nothing was measured: no held-out pairs and no probes")
+    return Text("\n".join(lines)) if lines else None
+
+
+def _mean(evaluation: Evaluation, measure: str) -> float | None:
+    return measure_of({"value": evaluation.summary.get(f"{measure}.mean")}, "value")
+
+
+def _number(value: float | None, digits: int) -> str:
+    # Adding zero turns -0.0 into 0.0.
+    return "" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"

@@ -1,0 +1,255 @@
+"""What a person owns: a LoRA adapter on the shared base, as a PEFT folder that knows which base it belongs to."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from transformers.pytorch_utils import Conv1D
+
+from pluralign.config import ParametersConfig
+from pluralign.errors import InputError
+from pluralign.models.base import Base
+from pluralign.models.references import require_bare
+from pluralign.preferences.people import folder_name
+from pluralign.storage import read_json, staged_folder, write_json
+
+SCHEMA_VERSION = 1
+INFO_FILE = "pluralign.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+SLOT = "default"
+"""Name of the adapter in memory. Never a user's id: PEFT breaks on dots, and saves any other name in a folder below."""
+
+
+def new_adapter(base: Base, parameters: ParametersConfig, *, seed: int) -> PeftModel:
+    """Attach a fresh LoRA adapter, which changes nothing yet (its B factors are 0).
+
+    Args:
+        base: with no adapter attached; its model is wrapped in place, see `detach_adapter`.
+        parameters: rank, alpha, dropout and target modules.
+        seed: decides the initial weights, alone: torch's random state is neither used nor changed.
+
+    Returns:
+        The policy, with only the adapter's weights trainable; they are float32 where the base is in half precision.
+
+    Raises:
+        InputError: a setting is out of its range, or a target module does not exist.
+    """
+    require_bare(base.model)
+    linear = _linear_layers(base.model)
+    _check_parameters(parameters, linear)
+    targets = parameters.target_modules
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=parameters.rank,
+        lora_alpha=parameters.alpha,
+        lora_dropout=parameters.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
+    )
+    # PEFT draws on the CPU whatever the device; seeding that generator alone leaves those of the GPUs as they are.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        policy = get_peft_model(base.model, config, adapter_name=SLOT)
+    # PEFT notes the folder the model was loaded from; a reader needs the name under which it can be had again.
+    policy.peft_config[SLOT].base_model_name_or_path = base.name
+    return policy
+
+
+def detach_adapter(policy: PeftModel) -> Any:
+    """The bare base model again, in evaluation mode, unchanged by whatever was trained; the policy is used up."""
+    model = policy.unload()
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def save_adapter(policy: PeftModel, folder: Path | str, *, base: Base, user: str, note: str | None = None) -> None:
+    """Write a PEFT folder with `pluralign.json` beside it; whole or not at all, and without the network.
+
+    Args:
+        policy: of `new_adapter` or `load_adapter`.
+        folder: its place; an older adapter there is replaced.
+        base: what the adapter belongs to.
+        user: whose it is.
+        note: what a reader should know about it, as why its training ended early.
+    """
+    with staged_folder(folder) as staging:
+        # "auto" would ask the hub whether the base's vocabulary was resized.
+        policy.save_pretrained(str(staging), selected_adapters=[SLOT], save_embedding_layers=False)
+        # PEFT's model card is a template that nobody filled in.
+        (staging / "README.md").unlink(missing_ok=True)
+        packages = ("pluralign", "peft", "transformers", "torch")
+        info = {
+            "schema_version": SCHEMA_VERSION,
+            "user": user,
+            "base": base.name,
+            "base_fingerprint": base.fingerprint,
+            "versions": {name: _version(name) for name in packages},
+            **({"note": note} if note else {}),
+        }
+        write_json(staging / INFO_FILE, info)
+
+
+def load_adapter(base: Base, folder: Path | str) -> PeftModel:
+    """Attach a saved adapter, not trainable, in evaluation mode.
+
+    A PEFT folder of other origin has no `pluralign.json`: it is accepted with a warning if its weights fit.
+
+    Args:
+        base: with no adapter attached; its model is wrapped in place, see `detach_adapter`.
+        folder: of `save_adapter`, or of PEFT.
+
+    Raises:
+        InputError: the folder holds no adapter in safetensors, or one for another base.
+    """
+    require_bare(base.model)
+    folder = Path(folder)
+    _check_folder(folder, base)
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        # PEFT would warn that the base is known by another name; the fingerprint tells better.
+        config.inference_mode, config.base_model_name_or_path = True, None
+        # Empty weights, filled from the file: nothing is drawn at random only to be replaced.
+        policy = get_peft_model(base.model, config, adapter_name=SLOT, low_cpu_mem_usage=True)
+        result = policy.load_adapter(str(folder), SLOT, low_cpu_mem_usage=True, torch_device=str(base.device))
+    except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        _remove_layers(base.model)
+        raise InputError(f"the adapter does not fit the base {base.name} ({error})", where=str(folder)) from error
+    lacking, too_many = result.missing_keys, result.unexpected_keys
+    if lacking or too_many:
+        _remove_layers(base.model)
+        found = (
+            f"lacks weights ({lacking[0]})" if lacking else f"has weights for layers that are not there ({too_many[0]})"
+        )
+        raise InputError(f"the adapter does not fit the base {base.name}: it {found}", where=str(folder))
+    policy.peft_config[SLOT].base_model_name_or_path = base.name
+    return policy.eval()
+
+
+class Index(NamedTuple):
+    """Whose adapters a run holds.
+
+    Attributes:
+        people: id -> name of the folder below `adapters/`.
+        skipped: id -> why there is no adapter.
+    """
+
+    people: dict[str, str]
+    skipped: dict[str, str]
+
+
+def write_index(output_dir: Path | str, people: dict[str, str], skipped: dict[str, str]) -> None:
+    """Write `adapters/index.json`; see `Index`."""
+    index = {"schema_version": SCHEMA_VERSION, "people": people, "skipped": skipped}
+    write_json(Path(output_dir) / "adapters" / "index.json", index)
+
+
+def read_index(output_dir: Path | str) -> Index:
+    """Read `adapters/index.json`.
+
+    Raises:
+        InputError: it is missing or broken, or names a folder outside `adapters/`.
+    """
+    path = Path(output_dir) / "adapters" / "index.json"
+    index = read_json(path)
+    _check_schema(index, path)
+    people, skipped = index.get("people"), index.get("skipped")
+    if not (_is_text_map(people) and _is_text_map(skipped)):
+        raise InputError("'people' and 'skipped' must map ids to text", where=str(path))
+    for user, folder in people.items():
+        if not user or folder != folder_name(user):
+            raise InputError(
+                f"user {user!r} has the folder {folder!r}, which is not the one of that id", where=str(path)
+            )
+    return Index(people, skipped)
+
+
+def _remove_layers(model: torch.nn.Module) -> None:
+    """Take out what a failed attempt to attach an adapter has left in the base."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            model.set_submodule(name, layer.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+
+
+def _linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear | Conv1D)}
+
+
+def _check_parameters(parameters: ParametersConfig, linear: dict[str, torch.nn.Module]) -> None:
+    for name, value, fits, expected in (
+        ("rank", parameters.rank, parameters.rank >= 1, "at least 1"),
+        ("dropout", parameters.dropout, 0 <= parameters.dropout < 1, "at least 0 and below 1"),
+    ):
+        if not fits:
+            raise InputError(f"parameters.{name} is {value}", fix=f"It must be {expected}.")
+    targets = parameters.target_modules
+    if isinstance(targets, str):
+        unknown = [] if targets == "all-linear" or any(_full_match(targets, name) for name in linear) else [targets]
+    else:
+        unknown = [name for name in targets if not any(f".{layer}".endswith(f".{name}") for layer in linear)]
+    if unknown or not targets:
+        names = ", ".join(sorted({layer.rpartition(".")[2] for layer in linear}))
+        found = ", ".join(map(repr, unknown)) or "nothing"
+        raise InputError(
+            f"parameters.target_modules names {found}, no linear layer of the base",
+            fix=f"There are: {names}; or take all-linear.",
+        )
+
+
+def _full_match(pattern: str, name: str) -> bool:
+    """PEFT's reading of a single string: a regular expression of the layer's whole name."""
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error:
+        return False
+
+
+def _check_folder(folder: Path, base: Base) -> None:
+    for name in ("adapter_config.json", WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise InputError(f"the folder has no {name}", where=str(folder), fix="Give the folder of a PEFT adapter.")
+    config = read_json(folder / "adapter_config.json")
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise InputError("it is no LoRA adapter", where=str(folder / "adapter_config.json"))
+    if not (folder / INFO_FILE).is_file():
+        warnings.warn(f"{folder} has no {INFO_FILE}: whether it was trained on {base.name} is not known", stacklevel=3)
+        return
+    info = read_json(folder / INFO_FILE)
+    _check_schema(info, folder / INFO_FILE)
+    if info.get("base_fingerprint") != base.fingerprint:
+        raise InputError(
+            f"the adapter belongs to the base {info.get('base')!r} ({_short(info.get('base_fingerprint'))}), "
+            f"and this is {base.name!r} ({_short(base.fingerprint)})",
+            where=str(folder),
+            fix="Load it on the model it was trained on.",
+        )
+
+
+def _check_schema(content: Any, path: Path) -> None:
+    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+        found = content.get("schema_version") if isinstance(content, dict) else content
+        raise InputError(f"schema_version is {found!r}, and this is {SCHEMA_VERSION}", where=str(path))
+
+
+def _short(fingerprint: Any) -> str:
+    return str(fingerprint)[:12]
+
+
+def _is_text_map(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

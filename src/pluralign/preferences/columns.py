@@ -1,0 +1,304 @@
+"""Rows to preferences: which columns hold the prompt, the two sides, the person; TRL's formats, text or messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pluralign.errors import InputError
+from pluralign.preferences.reading import Row, Table
+from pluralign.preferences.schema import BadRow, Message, Place, Preference, Preferences, Text, excerpt
+
+KNOWN = frozenset({"prompt", "chosen", "rejected", "base", "base_finished", "user", "group"})
+"""Columns that become fields of a `Preference`; `completion` and `messages` do so where they are the layout."""
+
+Messages = list[Message]
+
+EQUAL_SIDES = "chosen and rejected are equal"
+
+_EXPECTED = (
+    "Expected one of: prompt, chosen, rejected; chosen, rejected that begin with the same prompt; "
+    "prompt, completion; messages; prompt, base; or a published format (hh, dsp, personas, helpsteer2, pandalm)."
+)
+
+
+def to_preferences(table: Table) -> Preferences:
+    """Read a table whose columns have the names above; every other column is carried through in `columns`.
+
+    Raises:
+        InputError: the columns that are needed are not there.
+    """
+    read = _layout(table)
+    preferences = Preferences([], list(table.problems), name=table.name)
+    read_identity = _identity_reader(table.columns)
+    for number, row in table.rows:
+        place = Place(table.name, number)
+        user = None
+        try:
+            user, group = read_identity(row)
+            preference = read(row)
+        except BadRow as bad:
+            bad.user = bad.user or user
+            preferences.problems.append(bad.at(place))
+            continue
+        preference.user, preference.group, preference.place = user, group, place
+        preferences.rows.append(preference)
+    preferences.problems.sort(key=lambda problem: problem.place.row)
+    return preferences
+
+
+def _layout(table: Table) -> Callable[[Row], Preference]:
+    columns = table.columns
+    if {"chosen", "rejected"} <= columns:
+        needed, used = frozenset({"chosen", "rejected"}), KNOWN
+        has_prompt = "prompt" in columns
+        return lambda row: _read_pair(row, needed, used, has_prompt)
+    if {"prompt", "completion"} <= columns:
+        if any(isinstance(row.get("label"), bool) for _, row in table.rows):
+            raise InputError(
+                "the table holds unpaired preferences (prompt, completion, label), which no method here learns from",
+                where=f"{table.name}, column 'label'",
+                fix="Give pairs (prompt, chosen, rejected), or leave only the good completions and drop the column.",
+            )
+        return lambda row: _read_single(row, "completion")
+    if "messages" in columns:
+        return _read_conversation
+    if "prompt" in columns and ("chosen" in columns or "base" in columns):
+        return lambda row: _read_single(row, "chosen")
+    raise InputError(_missing(columns), where=table.name, fix=_EXPECTED)
+
+
+def _missing(columns: set[str]) -> str:
+    listed = ", ".join(sorted(excerpt(name) for name in columns)[:12])
+    found = f"the columns are {listed}: no preferences among them"
+    if len(columns) == 1 and any(mark in next(iter(columns)) for mark in ";\t|"):
+        found += " (is its separator a comma?)"
+    return found
+
+
+def _read_pair(row: Row, needed: frozenset[str], used: frozenset[str], has_prompt: bool) -> Preference:
+    prompt = _text(row, "prompt") if has_prompt else None
+    chosen, rejected, base = _text(row, "chosen"), _text(row, "rejected"), _base(row)
+    if chosen is None and rejected is None:
+        if base is None:
+            raise BadRow("chosen", "the row has no response", _EMPTY)
+    elif chosen is None or rejected is None:
+        absent = "chosen" if chosen is None else "rejected"
+        raise BadRow(absent, "the pair has one side only", f"Give the {absent} response too, or leave the row out.")
+    elif chosen == rejected:
+        raise BadRow("rejected", EQUAL_SIDES, "Nothing can be learned from such a pair: leave it out.")
+    if prompt is None and has_prompt:
+        raise BadRow("prompt", "the row has no prompt", _EMPTY)
+    if not (isinstance(prompt, str) and isinstance(chosen, str | None) and isinstance(rejected, str | None)):
+        prompt, chosen, rejected = _conversational(prompt, chosen, rejected)
+    return _preference(row, prompt, chosen, rejected, base, used)
+
+
+def _read_single(row: Row, column: str) -> Preference:
+    prompt, chosen, base = _text(row, "prompt"), _text(row, column), _base(row)
+    if prompt is None:
+        raise BadRow("prompt", "the row has no prompt", _EMPTY)
+    if chosen is None and base is None:
+        raise BadRow(column, "the row has no response", _EMPTY)
+    if not (isinstance(prompt, str) and isinstance(chosen, str | None)):
+        prompt, chosen = _as_turns(prompt, "user"), chosen and _as_turns(chosen, "assistant")
+    return _preference(row, prompt, chosen, None, base, KNOWN | {column})
+
+
+def _read_conversation(row: Row) -> Preference:
+    messages = _text(row, "messages")
+    if not isinstance(messages, list):
+        raise BadRow("messages", f"the cell holds {excerpt(messages)}, not a list of messages", _MESSAGES)
+    if messages[-1]["role"] != "assistant":
+        raise BadRow("messages", f"the last turn is of role {excerpt(messages[-1]['role'])}, not assistant", _EMPTY)
+    if len(messages) == 1:
+        raise BadRow("messages", "the conversation has no prompt before its only turn", _EMPTY)
+    return _preference(row, messages[:-1], messages[-1:], None, _base(row), KNOWN | {"messages"})
+
+
+def _preference(
+    row: Row, prompt: Text, chosen: Text | None, rejected: Text | None, base: Text | None, used: frozenset[str]
+) -> Preference:
+    if isinstance(prompt, list):
+        if all(_is_blank(message) for message in prompt):
+            raise BadRow("prompt", "no turn of the prompt has content", _EMPTY)
+        for column, side in (("chosen", chosen), ("rejected", rejected), ("base", base)):
+            if isinstance(side, list):
+                _check_response(side, column)
+    elif isinstance(base, list):
+        raise BadRow("base", "the base response is messages, the prompt is text", _MESSAGES)
+    columns = {name: cell for name, cell in row.items() if name not in used and cell is not None}
+    finished = _finished(row["base_finished"]) if row.get("base_finished") is not None else True
+    return Preference(prompt, chosen, rejected, base=base, base_finished=finished, columns=columns)
+
+
+def _check_response(messages: Messages, column: str) -> None:
+    role = messages[0]["role"]
+    if role != "assistant":
+        fix = "A prompt that the responses repeat is taken from them where there is no prompt column."
+        raise BadRow(column, f"the response begins with a turn of role {excerpt(role)}", fix)
+    if _is_blank(messages[-1]):
+        raise BadRow(column, "the response is empty", _EMPTY)
+
+
+def _is_blank(message: Message) -> bool:
+    content = message["content"]
+    return not (message.get("tool_calls") or content) or (isinstance(content, str) and content.isspace())
+
+
+# Prompts that are not given apart, or not in the form of the responses
+
+
+def _conversational(
+    prompt: Text | None, chosen: Text | None, rejected: Text | None
+) -> tuple[Text, Text | None, Text | None]:
+    """The prompt apart from the sides, all in one form: text, or messages where any of them is messages."""
+    if chosen is None or rejected is None:
+        if prompt is None:
+            raise BadRow("chosen", "the row has no prompt: without a pair there is none to take it from", _EMPTY)
+        return prompt, chosen, rejected
+    if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
+        return _split_text(chosen, rejected)
+    if prompt is not None and not (isinstance(prompt, str) and isinstance(chosen, list) and isinstance(rejected, list)):
+        return _as_turns(prompt, "user"), _as_turns(chosen, "assistant"), _as_turns(rejected, "assistant")
+    chosen, rejected = _as_turns(chosen, "assistant"), _as_turns(rejected, "assistant")
+    shared, chosen, rejected = _split_messages(chosen, rejected)
+    if prompt is not None and not shared:
+        shared = _as_turns(prompt, "user")
+    if not shared:
+        raise BadRow("chosen", "no prompt is given, and chosen and rejected begin with no turn in common", _NO_PROMPT)
+    return shared, chosen, rejected
+
+
+def _split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """The longest common prefix is the prompt; a space at its end goes with the responses, as in TRL."""
+    length = _common_length(chosen, rejected)
+    if length and chosen[length - 1] == " ":
+        length -= 1
+    prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
+    if not prompt or prompt.isspace():
+        raise BadRow("chosen", "no prompt is given, and chosen and rejected do not begin alike", _NO_PROMPT)
+    for column, side in (("chosen", chosen), ("rejected", rejected)):
+        if not side or side.isspace():
+            raise BadRow(column, "it is where the other side begins, so no response is left after the prompt", _EMPTY)
+    return prompt, chosen, rejected
+
+
+def _common_length(first: str, second: str) -> int:
+    # Halving compares slices at C speed; character by character costs more than the rest of the loading.
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _split_messages(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
+    """The common leading messages are the prompt; each side keeps at least its last message."""
+    shared = 0
+    for left, right in zip(chosen[:-1], rejected[:-1], strict=False):
+        if left != right:
+            break
+        shared += 1
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _as_turns(text: Text, role: str) -> Messages:
+    return [{"role": role, "content": text}] if isinstance(text, str) else text
+
+
+# Cells
+
+_NO_PROMPT = "Give the prompt in a column of its own, or begin both with it."
+_EMPTY = "Fill the cell, or leave the row out."
+_MESSAGES = 'Messages are a list of objects with a role and a content: [{"role": "user", "content": "..."}].'
+
+
+def _text(row: Row, column: str) -> Text | None:
+    """A cell of text or messages; None where it is missing."""
+    cell = row.get(column)
+    if isinstance(cell, str):
+        if not cell or cell.isspace():
+            raise BadRow(column, "the cell is empty", _EMPTY)
+        if not cell.isascii():
+            _check_unicode(cell, column)
+        return cell
+    if cell is None:
+        return None
+    if not isinstance(cell, list):
+        raise BadRow(column, f"the cell holds {excerpt(cell)}, not text", "Give text, or messages.")
+    if not cell:
+        raise BadRow(column, "the list of messages is empty", _EMPTY)
+    return [_message(message, column, turn) for turn, message in enumerate(cell, 1)]
+
+
+def _base(row: Row) -> Text | None:
+    """What the base model said: kept as it said it, and it may have said nothing."""
+    cell = row.get("base")
+    if isinstance(cell, str) and (not cell or cell.isspace()):
+        return cell
+    return _text(row, "base")
+
+
+def _message(message: Any, column: str, turn: int) -> Message:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise BadRow(column, f"message {turn} is {excerpt(message)}", _MESSAGES)
+    content = message.get("content")
+    if isinstance(content, str):
+        if not content.isascii():
+            _check_unicode(content, column)
+    elif content is None:
+        if not message.get("tool_calls"):
+            raise BadRow(column, f"message {turn} has no content", _MESSAGES)
+    elif not isinstance(content, list):
+        raise BadRow(column, f"message {turn} has the content {excerpt(content)}, not text", _MESSAGES)
+    # Columnar formats give every message the keys of all: what is null there was never in the message.
+    return {key: value for key, value in message.items() if value is not None or key == "content"}
+
+
+def _check_unicode(text: str, column: str, *, user: str | None = None) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        found = f"character {error.start + 1} is the lone surrogate U+{code:04X}, which is no text"
+        raise BadRow(column, found, "Half of a pair was cut off where the text was made.", user=user) from None
+
+
+def _identity_reader(columns: set[str]) -> Callable[[Row], tuple[str | None, str | None]]:
+    if "group" in columns:
+        has_user = "user" in columns
+        return lambda row: (_identity(row, "user") if has_user else None, _identity(row, "group"))
+    if "user" in columns:
+        return lambda row: (_identity(row, "user"), None)
+    return lambda row: (None, None)
+
+
+def _identity(row: Row, column: str) -> str:
+    """An id: any text that is not empty; whole numbers are taken as their decimal text."""
+    cell = row.get(column)
+    if isinstance(cell, str) and cell:
+        if not cell.isascii():
+            _check_unicode(cell, column, user=cell.encode("utf-8", "backslashreplace").decode())
+        return cell
+    if isinstance(cell, int) and not isinstance(cell, bool):
+        return str(cell)
+    if cell is None or cell == "":
+        raise BadRow(column, "the id is empty" if cell == "" else f"the row names no {column}, others do", _EMPTY)
+    raise BadRow(column, f"the id is {excerpt(cell)}, not text", "An id is text, or a whole number.")
+
+
+_FINISHED = {"true": True, "True": True, "false": False, "False": False}
+
+
+def _finished(cell: Any) -> bool:
+    if isinstance(cell, bool):
+        return cell
+    if cell in (0, 1):
+        return bool(cell)
+    if isinstance(cell, str) and cell in _FINISHED:
+        return _FINISHED[cell]
+    raise BadRow("base_finished", f"the cell holds {excerpt(cell)}", "Give true or false.")
