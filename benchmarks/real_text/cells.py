@@ -90,7 +90,7 @@ def configuration(
 def run_cell(task: tasks.Task, method: str, seed: int, *, data: Path, model: Path, work: Path) -> dict[str, Any]:
     """Train and evaluate one cell, or read it where that was done before; what differs in settings is another cell."""
     name = f"{task.name}-{method.replace(', ', '-').replace(' ', '')}-{task.learning_rate:g}-{seed}"
-    table = work / "tables" / f"{task.name}-{seed}-{task.train_pairs}.jsonl"
+    table = work / "tables" / f"{task.name}-{seed}-{task.train_pairs}+{task.held_out_pairs}.jsonl"
     output = work / "cells" / name
     config = configuration(task, method, seed, model=model, table=table, work=work, output=output)
     done = output / "cell.json"

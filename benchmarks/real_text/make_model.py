@@ -112,56 +112,63 @@ class Mix:
     ) -> None:
         self.tokenizer, self.random = tokenizer, random.Random(seed)
         self.texts = self._cycle([self._section(text) for text in texts])
-        self.tail: list[tuple[int, int]] = []
+        self.tail = _document([])
         chats = {"dialogue": dialogues, "instruction": instructions}
         self.chats = {name: self._cycle(self._conversations(chat)) for name, chat in chats.items()}
         self.chats["trivia"] = self._cycle([self._fact(fact) for fact in facts])
-        self.waiting: dict[str, list[tuple[int, int]]] = {}
+        self.waiting: dict[str, Tensor] = {}
         self.asked = 0
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """`input_ids` and `labels`, both int64 `[len(ROWS), CONTEXT]`; labels are not shifted."""
         rows = [self._text_row() if kind == "text" else self._chat_row(kind) for kind in ROWS]
-        table = torch.tensor(rows)
+        table = torch.stack(rows).long()
         return table[..., 0].contiguous(), table[..., 1].contiguous()
 
-    def _cycle(self, items: Sequence[list[tuple[int, int]]]) -> Iterator[list[tuple[int, int]]]:
+    def _cycle(self, items: Sequence[Tensor]) -> Iterator[Tensor]:
         while True:
             order = list(range(len(items)))
             self.random.shuffle(order)
             yield from (items[index] for index in order)
 
-    def _section(self, text: str) -> list[tuple[int, int]]:
-        ids = [*self.tokenizer(text).input_ids, self.tokenizer.eos_token_id]
-        return [(token, token) for token in ids]
+    def _section(self, text: str) -> Tensor:
+        return _document([*self.tokenizer(text, verbose=False).input_ids, self.tokenizer.eos_token_id])
 
-    def _conversations(self, chats: Sequence[list[sources.Message]]) -> list[list[tuple[int, int]]]:
+    def _conversations(self, chats: Sequence[list[sources.Message]]) -> list[Tensor]:
         rendered = [self.tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
-        encoded = self.tokenizer(rendered, add_special_tokens=False).input_ids
-        return [[(token, token) for token in ids] for ids in encoded if len(ids) <= CONTEXT]
+        encoded = self.tokenizer(rendered, add_special_tokens=False, verbose=False).input_ids
+        return [_document(ids) for ids in encoded if len(ids) <= CONTEXT]
 
-    def _fact(self, fact: sources.Trivia) -> list[tuple[int, int]]:
+    def _fact(self, fact: sources.Trivia) -> Tensor:
         prompt = measure.question_ids(self.tokenizer, fact.question)
-        answer = measure.answer_ids(self.tokenizer, fact.answer)
-        return [(token, IGNORED) for token in prompt] + [(token, token) for token in answer]
+        return _document(prompt + measure.answer_ids(self.tokenizer, fact.answer), unlearned=len(prompt))
 
-    def _text_row(self) -> list[tuple[int, int]]:
+    def _text_row(self) -> Tensor:
         while len(self.tail) < CONTEXT:
-            self.tail = self.tail + next(self.texts)
+            self.tail = torch.cat([self.tail, next(self.texts)])
         row, self.tail = self.tail[:CONTEXT], self.tail[CONTEXT:]
         return row
 
-    def _chat_row(self, kind: str) -> list[tuple[int, int]]:
-        row: list[tuple[int, int]] = []
+    def _chat_row(self, kind: str) -> Tensor:
+        row: list[Tensor] = []
+        room = CONTEXT
         for source in (kind, "trivia"):
             while True:
-                chat = self.waiting.pop(source, None) or next(self.chats[source])
-                if len(row) + len(chat) > CONTEXT:
+                chat = self.waiting.pop(source, None)
+                chat = next(self.chats[source]) if chat is None else chat
+                if len(chat) > room:
                     self.waiting[source] = chat
                     break
-                row += chat
+                row.append(chat)
+                room -= len(chat)
                 self.asked += source == "trivia"
-        return row + [(self.tokenizer.pad_token_id, IGNORED)] * (CONTEXT - len(row))
+        return torch.cat([*row, _document([self.tokenizer.pad_token_id] * room, unlearned=room)])
+
+
+def _document(ids: Sequence[int], *, unlearned: int = 0) -> Tensor:
+    """int32 `[len(ids), 2]`: tokens, and labels that leave out the first `unlearned`."""
+    labels = [IGNORED] * unlearned + list(ids[unlearned:])
+    return torch.tensor([list(ids), labels], dtype=torch.int32).T
 
 
 class Trainer:

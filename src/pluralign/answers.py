@@ -42,11 +42,11 @@ def answer_prompts(config: GenerateConfig) -> list[Answers]:
         InputError: there is no such run or person, or a prompt leaves no room for an answer.
     """
     from pluralign.models import Encoder, context_length, generate, load_base
-    from pluralign.models.adapters import detach_adapter, load_adapter, read_index
+    from pluralign.models.adapters import detach_adapter, load_adapter
 
     run = Path(config.run)
     trained = resolve(TrainConfig, run / "config.yaml")
-    people = _chosen_people(read_index(run).people, config.users, run)
+    people = _chosen_people(run, config.users)
     base = load_base(_base_of(trained, config.device))
     encoder = Encoder(
         base.tokenizer,
@@ -91,14 +91,15 @@ def _base_of(trained: TrainConfig, device: str) -> ModelConfig:
     return ModelConfig(**{name: getattr(trained, name) for name in names} | {"device": device})
 
 
-def _chosen_people(people: dict[str, Path], users: list[str] | None, run: Path) -> dict[str, Path]:
-    if users is None:
-        return people
-    unknown = [user for user in users if user not in people]
+def _chosen_people(run: Path, users: list[str] | None) -> dict[str, Path]:
+    from pluralign.models.adapters import read_index
+
+    folders = {user: run / "adapters" / name for user, name in read_index(run).people.items()}
+    unknown = [user for user in users or () if user not in folders]
     if unknown:
-        known = ", ".join(repr(user) for user in list(people)[:10])
+        known = ", ".join(repr(user) for user in list(folders)[:10])
         raise InputError(f"no adapter of {unknown[0]!r}", where=str(run), fix=f"There are {known}.")
-    return {user: people[user] for user in users}
+    return folders if users is None else {user: folders[user] for user in users}
 
 
 def _read_prompts(prompts: str | list[str]) -> Iterator[Text]:

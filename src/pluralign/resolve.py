@@ -137,11 +137,17 @@ def _guarded(cls: type[C], parser: Any, run: Any) -> C:
 
 def _expand_shorthands(given: dict[str, Any]) -> dict[str, Any]:
     """`data: file.jsonl` is short for `data: {path: file.jsonl}`."""
-    values = {key: asdict(value) if is_dataclass(value) else value for key, value in given.items() if key != MADE_WITH}
-    if isinstance(values.get("data"), str | list | Path):
-        path = values["data"]
-        values["data"] = {"path": [str(item) for item in path] if isinstance(path, list) else str(path)}
-    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+    values = {key: _plain(value) for key, value in given.items() if key != MADE_WITH}
+    if isinstance(path := values.get("data"), str | list):
+        values["data"] = {"path": [str(item) for item in path] if isinstance(path, list) else path}
+    return values
+
+
+def _plain(value: Any) -> Any:
+    """A group given as its dataclass, or a path, as the YAML would hold it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def _rewrite(cls: type[Any], arguments: list[str]) -> tuple[list[str], list[str]]:

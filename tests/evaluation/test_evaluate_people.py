@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pluralign.config import GenerationConfig, ModelConfig
-from pluralign.evaluation import read_evaluation
+from pluralign.evaluation import policies, read_evaluation
 from pluralign.models import Base, generate, load_base
 from pluralign.models.adapters import detach_adapter, load_adapter
 from pluralign.models.references import require_bare
@@ -126,24 +126,27 @@ def test_the_base_is_measured_once_for_all(
     assert sum(seen) == 4 * (24 + 7)
 
 
-def test_shared_prompts_share_the_bases_answers_and_logits(
-    population: Any, make_rows: Rows, count_forwards: Callable[[Any], list[int]]
+def test_one_generation_a_person_and_the_bases_part_once(
+    population: Any, make_rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     users = ["ann", "ben", "cem"]
+    # All ask the same.
     held_out = population.anchored([row for user in users for row in make_rows([user])])
     adapters = {user: population.adapter(user, 0.1, seed=number) for number, user in enumerate(users)}
-    settings = {"cross_table": 0}
-    population.evaluate(adapters, held_out, **settings)
-    seen = count_forwards(population.base.model)
-    generations: list[Any] = []
-    whole = population.base.model.generate
-    population.base.model.generate = lambda *args, **kwargs: generations.append(1) or whole(*args, **kwargs)
-    population.evaluate(adapters, held_out, **settings)
-    # One generation a person; the base's answers come from the cache, its logits once for the three of them.
-    assert len(generations) == 3
-    answered = sum(1 for count in seen if count == 7)
-    assert answered > 0
-    assert sum(seen) < 3 * (7 + 7 + 7 * 8) + 7 + 1
+    passes: list[str] = []
+
+    def counted(name: str, function: Any) -> Any:
+        return lambda *args, **kwargs: passes.append(name) or function(*args, **kwargs)
+
+    monkeypatch.setattr(policies, "_without_adapter", counted("base logits", policies._without_adapter))
+    model = population.base.model
+    monkeypatch.setattr(model, "generate", counted("generation", model.generate))
+    population.evaluate(adapters, held_out)
+    assert sorted(passes) == ["base logits"] + 4 * ["generation"]
+    passes.clear()
+    population.evaluate(adapters, held_out)
+    # This time the base's answers come from the cache.
+    assert sorted(passes) == ["base logits"] + 3 * ["generation"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "weights", "config", "other base", "other shape"])
@@ -191,6 +194,17 @@ def test_no_held_out_rows_give_nulls(population: Any, probes: str) -> None:
     assert found.summary["pairs.accuracy.mean"] is None
     nothing = population.evaluate({}, [])
     assert (nothing.people, nothing.summary["people"]) == ({}, 0)
+
+
+def test_a_probe_is_asked_whole_or_not_at_all(population: Any, tmp_path: Path) -> None:
+    # 128 tokens are a prompt's limit in this run, 256 the model's.
+    rows = [{"question": "x" * length, "options": ["a", "b"], "answer": 0} for length in (150, 300)]
+    path = tmp_path / "probes.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = population.evaluate({"ann": population.adapter("ann")}, [], probes=str(path))
+    (source,) = found.base["probes"]
+    assert (source["used"], source["too_long"]) == (2, 1)
+    assert found.people["ann"]["retention"]["measures"]["base_sum"]["all"]["n"] == 1
 
 
 def test_rows_without_pairs_are_prompts_only(population: Any, make_rows: Rows) -> None:

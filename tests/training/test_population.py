@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 import pluralign.training.population as population
@@ -226,21 +227,37 @@ def test_a_loss_that_is_no_number_stops_one_person(
     assert train(config) == result
 
 
-def test_a_full_disk(make_rows: Any, make_config: Any, weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("writer", ["python", "torch", "safetensors"])
+def test_a_full_disk(
+    writer: str, make_rows: Any, make_config: Any, weights: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of the second person, in the words of the three writers that there are."""
     config = make_config(make_rows(["a", "b"]))
     undisturbed = train(make_config(make_rows(["a", "b"]), "undisturbed"))
-    kept = population.save_adapter
+    error = {
+        "python": OSError(28, "No space left on device"),
+        "torch": RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+        "safetensors": SafetensorError("I/O error: No space left on device (os error 28)"),
+    }[writer]
+    kept_save, kept_scaler = population.save_adapter, PreferenceTrainer._save_scaler
 
-    def full(policy: Any, folder: Path, **options: Any) -> None:
-        if options["user"] == "b":
-            raise OSError(28, "No space left on device", str(folder))
-        kept(policy, folder, **options)
+    def adapter(policy: Any, folder: Path, **options: Any) -> None:
+        if options["user"] == "b" and writer == "python":
+            raise error
+        kept_save(policy, folder, **options)
 
-    monkeypatch.setattr(population, "save_adapter", full)
+    def checkpoint(self: Any, folder: str) -> None:
+        if self.args.run_name == "b" and writer != "python":
+            raise error
+        kept_scaler(self, folder)
+
+    monkeypatch.setattr(population, "save_adapter", adapter)
+    monkeypatch.setattr(PreferenceTrainer, "_save_scaler", checkpoint)
     with pytest.raises(PluralignError, match="the disk is full") as caught:
         train(config)
     assert caught.value.exit_code == 2
     assert [path.name for path in (Path(config.output_dir) / "adapters").iterdir() if path.is_dir()] == ["a"]
+    assert not list(Path(config.output_dir).rglob(".staging-*"))
     monkeypatch.undo()
     result = train(config)
     for user in "ab":

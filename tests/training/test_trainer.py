@@ -266,12 +266,12 @@ def test_the_best_checkpoint_is_what_is_kept(
     best: bool, make_rows: Any, make_config: Any, metrics: Any, weights: Any
 ) -> None:
     """With a learning rate that destroys, validation soon gets worse: training stops, and the best weights are kept."""
-    settings = {"learning_rate": 0.3, "num_train_epochs": 5, "lr_scheduler_type": "constant", "warmup_steps": 5}
+    settings = {"learning_rate": 0.3, "num_train_epochs": 20, "lr_scheduler_type": "constant"}
     stopping = {**settings, "early_stopping_patience": 2, "load_best_model_at_end": best}
     result = train(make_config(make_rows(["a"]), training=stopping))
     losses = [line["eval_loss"] for line in metrics(result.output_dir, "a") if "eval_loss" in line]
     best_epoch = losses.index(min(losses)) + 1
-    assert len(losses) == best_epoch + 2 < 5
+    assert len(losses) == best_epoch + 2 < 20
     kept = best_epoch if best else best_epoch + 2
     # The same schedule, ended where what was kept was reached.
     until = train(make_config(make_rows(["a"]), "until", training={**settings, "max_steps": 3 * kept}))

@@ -100,7 +100,7 @@ def test_it_knows_the_facts_and_answers_plainly(world: World, tokenizer: Any, mo
     probes = random.Random(7).sample([probe for probe in world.probes() if probe["kind"] == "fact"], 150)
     chats = [[{"role": "user", "content": probe["question"]}] for probe in probes]
     batch = tokenizer.apply_chat_template(
-        chats, add_generation_prompt=True, padding=True, padding_side="left", return_tensors="pt", return_dict=True
+        chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     )
     with torch.inference_mode():
         generated = model.generate(**batch, max_new_tokens=40, do_sample=False)[:, batch["input_ids"].shape[1] :]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,14 @@ def evaluate_people(
 
 @dataclass
 class _Run:
-    """Everything that stays the same from person to person."""
+    """Everything that stays the same from person to person.
+
+    Attributes:
+        cross: person -> whose pairs their policy is tried on.
+        answers: prompt -> the base's answer.
+        own_words: person -> prompts with what the base says to them.
+        base_scores: log-prob of every probe's options under the base.
+    """
 
     base: Base
     settings: EvaluationConfig
@@ -118,6 +126,9 @@ class _Run:
     book: ProbeBook
     people: dict[str, Person]
     cross: dict[str, list[str]]
+    answers: dict[Ids, Generated] = field(init=False)
+    own_words: dict[str, list[Request]] = field(init=False)
+    base_scores: dict[Request, float] = field(init=False)
 
     def measure(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         """Results by person, and who could not be measured."""
@@ -283,7 +294,15 @@ def _base_section(run: _Run, sets: Sequence[ProbeSet]) -> dict[str, Any]:
 
 def _book(base: Base, encoder: Encoder, sets: Sequence[ProbeSet], held_out: Sequence[Anchored]) -> ProbeBook:
     messages = encoder.chat_template == "always" or any(not isinstance(row.preference.prompt, str) for row in held_out)
-    return ProbeBook(sets, base.tokenizer, encoder.prompts_ids, messages, encoder.context_length)
+    # Without limits of its own: half a question has no answer, so a probe that does not fit is left out and counted.
+    whole = Encoder(
+        base.tokenizer,
+        max_prompt_length=sys.maxsize,
+        max_response_length=sys.maxsize,
+        context_length=None,
+        chat_template=encoder.chat_template,
+    )
+    return ProbeBook(sets, base.tokenizer, whole.prompts_ids, messages, encoder.context_length)
 
 
 def _referenced(base: Base, rows: Sequence[Anchored], cache: Cache, layout: Layout) -> list[Anchored]:

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -175,6 +176,7 @@ def _read(name: str) -> ProbeSet:
     return collect(name, _jsonl(path))
 
 
+@cache
 def world_of(name: str) -> World | None:
     """The world that `world` (seed 0) or `world:SEED` names; None for any other source.
 

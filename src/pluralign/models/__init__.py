@@ -1,6 +1,6 @@
 """Models: loading, tokens, the response batch and its log-probs, generation, LoRA adapters, references, the cache."""
 
-from pluralign.models.base import Base, base_of, load_base
+from pluralign.models.base import Base, base_of, load_base, load_tokenizer
 from pluralign.models.encoding import Encoded, Encoder
 from pluralign.models.generation import Generated, context_length, generate
 from pluralign.models.layout import choose_layout
@@ -20,6 +20,7 @@ __all__ = [
     "context_length",
     "generate",
     "load_base",
+    "load_tokenizer",
     "response_logits",
     "token_logps",
 ]

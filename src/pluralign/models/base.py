@@ -77,6 +77,15 @@ def load_base(config: ModelConfig) -> Base:
     return _frozen(model, tokenizer, fingerprint, config.model)
 
 
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The tokenizer of a model alone, found as `load_base` finds the model.
+
+    Raises:
+        InputError: there is no such model, or it has no tokenizer that can be read.
+    """
+    return _load_tokenizer(find_model(name, revision))
+
+
 def base_of(model: Any, tokenizer: Any, *, name: str = "memory") -> Base:
     """A base from a model and a tokenizer in memory; its fingerprint is one of the state's bytes.
 

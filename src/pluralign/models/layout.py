@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pluralign.models.encoding import Encoded
+from pluralign.models.generation import evaluation_mode
 from pluralign.models.logprobs import response_logits, token_logps
 from pluralign.models.masks import UnsupportedLayersError, causal_lm
 from pluralign.models.rows import Layout, collate
@@ -72,7 +73,7 @@ def _fall_back(lm: Any, reason: str) -> Layout:
 def _compare(model: nn.Module, reach: int) -> tuple[float, float]:
     """Mean difference of a token's log-prob between a shared row and a row of its own, and the bound it must keep."""
     encoded = _random_examples(causal_lm(model), reach)
-    with _evaluating(model):
+    with evaluation_mode(model):
         shared = _logps(model, encoded, "shared")
         separate = _logps(model, encoded, "separate")
         alone = torch.cat([_logps(model, [example], "separate") for example in _apart(encoded)])
@@ -126,15 +127,3 @@ def _short_reach(config: Any) -> Iterator[None]:
     finally:
         for name, value in kept.items():
             setattr(config, name, value)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and each module's own mode again afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -181,7 +181,7 @@ def _check_ranges(loss: LossConfig, anchor: AnchorConfig) -> None:
     if anchor.base.weight >= 0.5:
         warnings.warn(
             f"anchor.base.weight is {anchor.base.weight} times beta: from half of beta on, an anchor may forbid the "
-            "person's own style where the base's response is the rejected one; judge by generated answers, not accuracy",
+            "person's own style where the base's response is the rejected one; judge by generated answers",
             stacklevel=3,
         )
 

@@ -129,4 +129,4 @@ def metrics_line(user: str, logged: dict[str, Any]) -> dict[str, Any]:
 def append_line(path: Path, line: dict[str, Any]) -> None:
     """Add a line of JSON to a file in one write."""
     with open(path, "ab", buffering=0) as file:
-        file.write((json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "surrogatepass"))
+        file.write((json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8"))

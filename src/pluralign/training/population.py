@@ -7,6 +7,7 @@ import gc
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,14 +193,18 @@ class Population:
             if self.config.parameters.kind == "full":
                 yield model.requires_grad_(True)
             else:
-                policy = new_adapter(self.base, self.config.parameters, seed=seed)
+                with warnings.catch_warnings():
+                    # PEFT asks transformers for something by a name that is going out of use.
+                    warnings.simplefilter("ignore", FutureWarning)
+                    policy = new_adapter(self.base, self.config.parameters, seed=seed)
                 try:
                     yield policy
                 finally:
                     detach_adapter(policy)
         finally:
             if self.config.training.gradient_checkpointing:
-                model.gradient_checkpointing_disable()
+                # Its name changes between minor releases of transformers.
+                getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()
 
     def _keep_last_good(self, user: str, trainer: PreferenceTrainer, reason: str) -> None:
         """Save the last checkpoint of a failed training as the person's adapter, with a note; nothing without one."""

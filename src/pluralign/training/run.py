@@ -242,6 +242,6 @@ def _explained(folder: RunFolder) -> Iterator[None]:
         if not disk_is_full(error):
             raise
         raise PluralignError(
-            f"{folder.path}: the disk is full ({error}). Nothing is half-written, and who is finished is kept: make "
-            "room and give the same command again"
+            f"{folder.path}: the disk is full. Nothing is half-written, and who is finished is kept: make room and "
+            "give the same command again"
         ) from error

@@ -72,6 +72,7 @@ def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
         model_max_length=512,
+        padding_side="left",
     )
 
 
