@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pluralign.evaluation.drift import Drift
 from pluralign.evaluation.pairs import (
     CROSS_NEAREST,
     CROSS_SAMPLE,
@@ -20,7 +21,6 @@ from pluralign.evaluation.pairs import (
     scored_pairs,
     taste_profile,
 )
-from pluralign.evaluation.scoring import Drift
 
 
 def pair(number: int, chosen: float = -3.0, rejected: float = -2.0) -> Pair:

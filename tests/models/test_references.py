@@ -10,7 +10,7 @@ import torch
 
 from pluralign.config import GenerationConfig, ParametersConfig
 from pluralign.errors import InputError
-from pluralign.models import references
+from pluralign.models import scoring
 from pluralign.models.adapters import detach_adapter, new_adapter
 from pluralign.models.base import Base
 from pluralign.models.cache import Cache
@@ -49,8 +49,8 @@ def direct(model: Any, prompt: list[int], response: list[int]) -> float:
 def test_each_branch_has_the_log_prob_of_a_direct_forward(
     tiny_base: Base, encoded: list[Encoded], tmp_path: Path, layout: Any, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(references, "_BATCH_TOKENS", budget)
-    monkeypatch.setattr(references, "_ROW_TOKENS", budget)
+    monkeypatch.setitem(scoring.BATCH_TOKENS, "cpu", budget)
+    monkeypatch.setattr(scoring, "ROW_TOKENS", budget)
     found = reference_logps(tiny_base, encoded, Cache(tmp_path), layout=layout)
     for row, values in zip(encoded, found, strict=True):
         assert values.keys() == row.response_ids.keys()

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pluralign.errors import InputError
-from pluralign.evaluation.scoring import Ids
 from pluralign.evaluation.statistics import mean, share
 from pluralign.models.anchoring import Anchored
 from pluralign.models.generation import Generated
+from pluralign.models.scoring import Ids
 from pluralign.preferences.schema import Preference, Text
 from pluralign.world import World
 from pluralign.world.judging import words_of

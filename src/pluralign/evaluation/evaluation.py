@@ -11,13 +11,13 @@ from typing import Any
 from pluralign.config import EvaluationConfig, GenerationConfig
 from pluralign.errors import PluralignError
 from pluralign.evaluation.behaviour import behaviour
+from pluralign.evaluation.drift import BaseLogits, drift
 from pluralign.evaluation.pairs import cross_plan, cross_results, drift_results, pair_results, scored_pairs
 from pluralign.evaluation.people import Person, gather
 from pluralign.evaluation.policies import Policy, opened_policy
 from pluralign.evaluation.probes import ProbeSet, load_probes, world_of
 from pluralign.evaluation.results import Evaluation, by_group, summarize
 from pluralign.evaluation.retention import BASE, OWN, Answered, ProbeBook, ProbeQuestion, answered, retention
-from pluralign.evaluation.scoring import BaseLogits, Forward, Ids, Request, drift, score
 from pluralign.evaluation.statistics import mean
 from pluralign.models.anchoring import Anchored
 from pluralign.models.base import Base
@@ -26,6 +26,7 @@ from pluralign.models.encoding import Encoded, Encoder
 from pluralign.models.generation import Generated, generate
 from pluralign.models.references import base_responses, reference_logps
 from pluralign.models.rows import Layout
+from pluralign.models.scoring import Forward, Ids, Request, score
 from pluralign.progress import progress_bar
 from pluralign.world import World
 
@@ -82,7 +83,7 @@ def evaluate_people(
         generation=generation,
         encoder=encoder,
         cache=cache,
-        forward=Forward(_pad_id(base), layout, base.device, base.model.get_output_embeddings().weight.shape[0]),
+        forward=Forward.of(base, layout),
         seed=seed,
         world=world or next((found for found in map(world_of, _names(settings)) if found), None),
         book=_book(base, encoder, sets, held_out),
@@ -317,11 +318,6 @@ def _referenced(base: Base, rows: Sequence[Anchored], cache: Cache, layout: Layo
 
 def _names(settings: EvaluationConfig) -> list[str]:
     return [settings.probes] if isinstance(settings.probes, str) else list(settings.probes or [])
-
-
-def _pad_id(base: Base) -> int:
-    token = base.tokenizer.pad_token_id
-    return 0 if token is None else int(token)
 
 
 def _request(row: Encoded) -> Request:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from pluralign.evaluation.scoring import Drift, Request
+from pluralign.evaluation.drift import Drift
 from pluralign.evaluation.statistics import bootstrap_interval, mean, share, wilson_interval
 from pluralign.models.anchoring import Anchored
+from pluralign.models.scoring import Request
 
 CROSS_NEAREST = 4
 CROSS_SAMPLE = 4

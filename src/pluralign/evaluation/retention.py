@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from pluralign.evaluation.probes import Probe, ProbeSet, as_messages
-from pluralign.evaluation.scoring import Ids, Request
 from pluralign.evaluation.statistics import share, wilson_interval
+from pluralign.models.scoring import Ids, Request
 from pluralign.preferences.schema import Text
 
 BASE, OWN = "base", "own"

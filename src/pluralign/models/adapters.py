@@ -70,7 +70,15 @@ def detach_adapter(policy: PeftModel) -> Any:
     return model.eval()
 
 
-def save_adapter(policy: PeftModel, folder: Path | str, *, base: Base, user: str, note: str | None = None) -> None:
+def save_adapter(
+    policy: PeftModel,
+    folder: Path | str,
+    *,
+    base: Base,
+    user: str,
+    note: str | None = None,
+    state_dict: dict[str, Any] | None = None,
+) -> None:
     """Write a PEFT folder with `pluralign.json` beside it; whole or not at all, and without the network.
 
     Args:
@@ -79,10 +87,13 @@ def save_adapter(policy: PeftModel, folder: Path | str, *, base: Base, user: str
         base: what the adapter belongs to.
         user: whose it is.
         note: what a reader should know about it, as why its training ended early.
+        state_dict: the policy's weights, where it is sharded over processes and does not hold them itself.
     """
     with staged_folder(folder) as staging:
         # "auto" would ask the hub whether the base's vocabulary was resized.
-        policy.save_pretrained(str(staging), selected_adapters=[SLOT], save_embedding_layers=False)
+        policy.save_pretrained(
+            str(staging), selected_adapters=[SLOT], save_embedding_layers=False, state_dict=state_dict
+        )
         # PEFT's model card is a template that nobody filled in.
         (staging / "README.md").unlink(missing_ok=True)
         packages = ("pluralign", "peft", "transformers", "torch")

@@ -6,7 +6,7 @@ import hashlib
 import math
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,17 +18,10 @@ from pluralign.models.base import Base
 from pluralign.models.cache import Cache
 from pluralign.models.encoding import Encoded
 from pluralign.models.generation import Generated, end_tokens, evaluation_mode, iterate_generated
-from pluralign.models.logprobs import branch_logps
 from pluralign.models.masks import attention_kernel
-from pluralign.models.rows import Layout, collate
+from pluralign.models.rows import Layout
+from pluralign.models.scoring import Forward, Request, iterate_scores
 from pluralign.progress import progress_bar
-
-_BATCH_TOKENS = 8192
-"""Tokens of one forward, padding included; what fills a CPU's cache and keeps a GPU busy."""
-_BATCH_LOGITS = 2**28
-"""Logits of one forward (1 GiB in float32)."""
-_ROW_TOKENS = 4096
-"""Tokens of a row that several responses share; its mask is the square of that."""
 
 
 def base_responses(
@@ -85,7 +78,7 @@ def reference_logps(base: Base, encoded: Sequence[Encoded], cache: Cache, *, lay
     require_bare(base.model)
     keys = [{name: content_key(row.prompt_ids, ids) for name, ids in row.response_ids.items()} for row in encoded]
     known: dict[str, float] = {}
-    missing: dict[tuple[int, ...], dict[str, list[int]]] = {}
+    missing: dict[Request, str] = {}
     with cache.section("reference_logps", _logps_facts(base, layout)) as section:
         for row, named in zip(encoded, keys, strict=True):
             for name, key in named.items():
@@ -93,8 +86,8 @@ def reference_logps(base: Base, encoded: Sequence[Encoded], cache: Cache, *, lay
                     value = section.get(key)
                     known[key] = math.nan if value is None else value
                     if value is None:
-                        missing.setdefault(tuple(row.prompt_ids), {})[key] = row.response_ids[name]
-        for key, value in _compute(base, _rows(missing, layout), layout) if missing else ():
+                        missing[tuple(row.prompt_ids), tuple(row.response_ids[name])] = key
+        for key, value in _compute(base, missing, layout) if missing else ():
             known[key] = value
             section.put(key, value)
     return [{name: known[key] for name, key in named.items()} for named in keys]
@@ -161,62 +154,14 @@ def _computation(base: Base) -> dict[str, Any]:
     }
 
 
-@dataclass(slots=True)
-class _Row:
-    """A prompt, and some of the responses to it by their key."""
-
-    prompt: list[int]
-    responses: dict[str, list[int]]
-    length: int
-
-
-def _rows(missing: Mapping[tuple[int, ...], Mapping[str, list[int]]], layout: Layout) -> list[_Row]:
-    """Rows for all that is missing, longest first: what does not fit into memory fails at once, not at the end."""
-    rows: list[_Row] = []
-    for prompt, responses in missing.items():
-        row: _Row | None = None
-        for key, ids in responses.items():
-            if row is None or layout == "separate" or row.length + len(ids) > _ROW_TOKENS:
-                row = _Row(list(prompt), {}, len(prompt))
-                rows.append(row)
-            row.responses[key] = ids
-            row.length += len(ids)
-    return sorted(rows, key=lambda row: -row.length)
-
-
-def _batched(rows: Sequence[_Row], vocabulary: int) -> Iterator[list[_Row]]:
-    batch: list[_Row] = []
-    logits = 0
-    for row in rows:
-        more = (row.length - len(row.prompt)) * vocabulary
-        # The first row of a batch is its longest, and the width of all.
-        if batch and ((len(batch) + 1) * batch[0].length > _BATCH_TOKENS or logits + more > _BATCH_LOGITS):
-            yield batch
-            batch, logits = [], 0
-        batch.append(row)
-        logits += more
-    if batch:
-        yield batch
-
-
-@torch.no_grad()
-def _compute(base: Base, rows: Sequence[_Row], layout: Layout) -> Iterator[tuple[str, float]]:
-    vocabulary = base.model.config.get_text_config().vocab_size
-    pad_id = base.tokenizer.pad_token_id or 0
+def _compute(base: Base, missing: Mapping[Request, str], layout: Layout) -> Iterator[tuple[str, float]]:
+    """Key and log-prob of each request."""
+    forward = Forward.of(base, layout)
     with evaluation_mode(base.model), progress_bar() as progress:
-        task = progress.add_task("reference log-probs", total=sum(len(row.responses) for row in rows))
-        for batch in _batched(rows, vocabulary):
-            branches = [f"r{number}" for number in range(max(len(row.responses) for row in batch))]
-            encoded = [
-                Encoded(row.prompt, dict(zip(branches, row.responses.values(), strict=False)), {}) for row in batch
-            ]
-            collated = collate(encoded, pad_id=pad_id, branches=branches, layout=layout).to(base.device)
-            by_branch = branch_logps(base.model, collated)
-            values = torch.stack([by_branch[name] for name in branches], dim=1).tolist()
-            for row, sums in zip(batch, values, strict=True):
-                for key, value in zip(row.responses, sums, strict=False):
-                    yield key, _checked(value, base)
-                progress.advance(task, len(row.responses))
+        task = progress.add_task("reference log-probs", total=len(missing))
+        for request, value in iterate_scores(base.model, missing, forward):
+            yield missing[request], _checked(value, base)
+            progress.advance(task)
 
 
 def _checked(value: float, base: Base) -> float:

@@ -82,6 +82,11 @@ class Population:
         )
 
     @property
+    def sharded(self) -> bool:
+        """Whether no process holds all weights; the base is then used up by the one policy that it was sharded for."""
+        return bool(self.arguments.fsdp or self.arguments.deepspeed)
+
+    @property
     def writes(self) -> bool:
         """Whether this process is the one that writes."""
         return bool(self.arguments.should_save)
@@ -200,7 +205,8 @@ class Population:
                 try:
                     yield policy
                 finally:
-                    detach_adapter(policy)
+                    if not self.sharded:
+                        detach_adapter(policy)
         finally:
             if self.config.training.gradient_checkpointing:
                 # Its name changes between minor releases of transformers.
@@ -222,16 +228,18 @@ class Population:
     def _save(self, user: str, trainer: PreferenceTrainer, *, note: str | None = None) -> None:
         place = self.folder.result(user, self.config.parameters.kind)
         policy = trainer.accelerator.unwrap_model(trainer.model)
+        # Every process takes part in gathering what is sharded; None says that the policy holds all its weights.
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if self.sharded else None
         if self.writes and isinstance(policy, PeftModel):
-            save_adapter(policy, place, base=self.base, user=user, note=note)
+            save_adapter(policy, place, base=self.base, user=user, note=note, state_dict=state)
         elif self.writes:
-            self._save_full(policy, place, user, note)
+            self._save_full(policy, place, user, note, state)
         self.finished[user] = place
         trainer.accelerator.wait_for_everyone()
 
-    def _save_full(self, model: Any, place: Path, user: str, note: str | None) -> None:
+    def _save_full(self, model: Any, place: Path, user: str, note: str | None, state: dict[str, Any] | None) -> None:
         with staged_folder(place) as staging:
-            model.save_pretrained(staging)
+            model.save_pretrained(staging, state_dict=state)
             self.base.tokenizer.save_pretrained(staging)
             info: dict[str, Any] = {"schema_version": 1, "user": user, "base": self.base.name}
             info |= {"base_fingerprint": self.base.fingerprint, **({"note": note} if note else {})}

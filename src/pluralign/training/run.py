@@ -157,8 +157,9 @@ class _Run:
         wanted = bool(census.held_out or config.evaluation.probes) and bool(population.finished)
         if not wanted or not self.arguments.should_save or (path.exists() and not population.trained):
             return
-        # Full fine-tuning has changed the base in memory.
-        base = load_base(self._model_config()) if config.parameters.kind == "full" else self.base
+        # Full fine-tuning has changed the base in memory, and sharding has taken it apart.
+        used_up = config.parameters.kind == "full" or population.sharded
+        base = load_base(self._model_config()) if used_up else self.base
         held_out = anchor_preferences(
             base,
             census.held_out,

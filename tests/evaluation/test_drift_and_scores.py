@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pluralign.evaluation import scoring
-from pluralign.evaluation.scoring import BaseLogits, Forward, drift, kl_divergence, score, shared_rows
-from pluralign.models import Base
+from pluralign.evaluation.drift import BaseLogits, drift, kl_divergence
+from pluralign.models import Base, scoring
+from pluralign.models.scoring import Forward, score, shared_rows
 
 Request = tuple[tuple[int, ...], tuple[int, ...]]
 
