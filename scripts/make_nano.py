@@ -3,13 +3,16 @@
     python scripts/make_nano.py                      # the packaged model, into src/pluralign/world/nano
     python scripts/make_nano.py --seed 3 --out DIR   # the model of another world
 
-One core, some minutes. The figures are printed and written to `measured.json` beside the model.
+One core, some minutes. The figures are printed and written to `measured.json` beside the model: what it knows, and
+what is left of it in adapters trained with plain `dpo` and with `bapo`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +22,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import transformers
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import pluralign
 from pluralign.storage import write_json
-from pluralign.world import NANO_PATH, PLAIN, STYLES, World
+from pluralign.world import NANO_PATH, PLAIN, STYLES, World, WorldUser
 from pluralign.world.nano import STEPS, train_nano
 
 Probe = dict[str, Any]
@@ -115,6 +120,61 @@ def measure(model: Any, tokenizer: Any, world: World) -> dict[str, Any]:
     }
 
 
+def forgetting(folder: Path, world: World, method: str, n_steps: int = 240) -> dict[str, Any]:
+    """What adapters of four people, trained by a preset with default settings, still know of a sample of the facts."""
+    people = [world.users(9)[number] for number in (0, 1, 2, 4)]
+    probes = [probe for probe in world.probes() if probe["kind"] == "fact"][::4]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        table = Path(scratch) / "preferences.jsonl"
+        table.write_text("".join(json.dumps(row) + "\n" for row in world.preferences(people)), encoding="utf-8")
+        trained = pluralign.train(
+            {
+                "method": method,
+                "model": str(folder),
+                "data": {"path": str(table), "validation": 0.0},
+                "output_dir": f"{scratch}/run",
+                "cache_dir": f"{scratch}/cache",
+                "training": {"max_steps": n_steps, "eval_strategy": "no", "save_strategy": "no"},
+            }
+        )
+        rows = {
+            user.id: adapted(
+                PeftModel.from_pretrained(load(folder), trained.adapters[user.id]), tokenizer, world, user, probes
+            )
+            for user in people
+        }
+    return {"steps": n_steps, "n": len(probes), "people": rows}
+
+
+def adapted(model: Any, tokenizer: Any, world: World, user: WorldUser, probes: list[Probe]) -> dict[str, float]:
+    """What a person's adapter does with the probes, by generation and by likelihood after either manner's opening."""
+    questions = [probe["question"] for probe in probes]
+    answers = zip(questions, greedy(model, tokenizer, questions), strict=True)
+    judged = [world.judge(question, text, user, finished=finished) for question, (text, finished) in answers]
+    by_likelihood = {
+        style: share(
+            [
+                pick == row["answer"]
+                for pick, row in zip(likeliest(model, tokenizer, probes, style), probes, strict=True)
+            ]
+        )
+        for style in (PLAIN, user.style)
+    }
+    return {
+        "style": share([judgement.style for judgement in judged]),
+        "generated_right": share([judgement.right is True for judgement in judged]),
+        "likelihood_right": by_likelihood[PLAIN],
+        "likelihood_right_own_style": by_likelihood[user.style],
+        "degenerate": share([judgement.degenerate for judgement in judged]),
+    }
+
+
+def load(folder: Path) -> Any:
+    """The nano model of a folder, for inference."""
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
 def share(hits: list[bool]) -> float:
     """Share of true, in [0, 1], to four digits."""
     return round(sum(hits) / len(hits), 4)
@@ -127,6 +187,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=NANO_PATH, help="folder of the model")
     parser.add_argument("--steps", type=int, default=STEPS, help="optimiser steps")
     parser.add_argument("--measure-only", action="store_true", help="measure the model that is there")
+    parser.add_argument("--no-forgetting", action="store_true", help="leave out what adapters forget")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     world = World(arguments.seed)
@@ -134,7 +195,7 @@ def main() -> None:
     if not arguments.measure_only:
         train_nano(world, arguments.out, steps=arguments.steps, seed=arguments.seed)
     seconds = time.perf_counter() - started
-    model = AutoModelForCausalLM.from_pretrained(arguments.out).eval()
+    model = load(arguments.out)
     tokenizer = AutoTokenizer.from_pretrained(arguments.out)
     figures: dict[str, Any] = {
         "seed": arguments.seed,
@@ -145,11 +206,16 @@ def main() -> None:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         **measure(model, tokenizer, world),
     }
+    if not arguments.no_forgetting:
+        figures["forgetting"] = {method: forgetting(arguments.out, world, method) for method in ("dpo", "bapo")}
     write_json(arguments.out / "measured.json", figures)
     for name in ("facts", "facts_inside", "facts_outside", "skills"):
         print(name, figures[name])
     for topic, row in figures["skill_topics"].items():
         print(f"  {topic}", row)
+    for method, row in figures.get("forgetting", {}).items():
+        for user, measured in row["people"].items():
+            print(method, user, measured)
     print("facts by likelihood after the opening of each style", figures["facts_by_likelihood_in_style"])
     print(
         f"{figures['parameters']:,} parameters, {figures['bytes']:,} bytes, trained in {seconds:.0f} s: {arguments.out}"

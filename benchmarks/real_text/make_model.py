@@ -192,9 +192,9 @@ class Trainer:
                 group["lr"] = peak * max(shape, 0.01)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-            kept = labels[:, 1:] != IGNORED
-            logits = self.model.lm_head(hidden[kept])
-        loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][kept])
+            # All positions, learned or not: kernels are prepared anew for every shape that comes by.
+            logits = self.model.lm_head(hidden).flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:].flatten(), ignore_index=IGNORED)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:

@@ -62,7 +62,10 @@ def measure_all(arguments: argparse.Namespace) -> None:
     from cells import run_cell
 
     torch.set_num_threads(1)
-    begun, durations, done, left = time.time(), {}, [], []
+    begun = time.time()
+    durations: dict[str, list[float]] = {}
+    done: list[dict[str, Any]] = []
+    left: list[str] = []
     for task, method, seed in _plan(arguments):
         longest = max(durations.get(task.name, [0.0]))
         if arguments.minutes and time.time() - begun + longest > 60 * arguments.minutes:

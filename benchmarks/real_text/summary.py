@@ -85,11 +85,12 @@ def _resampled(tables: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarr
     people, seeds = tables[0][0].shape
     means = np.empty((len(tables), RESAMPLES))
     for index in range(RESAMPLES):
-        rows = generator.integers(0, people, people)[:, None]
+        rows = generator.integers(0, people, (people, 1))
         columns = generator.integers(0, seeds, (people, seeds))
         for number, (shares, counts) in enumerate(tables):
-            drawn, items = shares[rows, columns], counts[rows, columns].astype(int)
-            means[number, index] = (generator.binomial(items, drawn) / items).mean()
+            items = counts[rows, columns].astype(int)
+            right = np.asarray(generator.binomial(items, shares[rows, columns]))
+            means[number, index] = (right / items).mean()
     return list(means)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 import yaml
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import pluralign.training.population as population
+from pluralign.config import AnchorConfig, BaseAnchorConfig
 from pluralign.errors import InputError, PluralignError
 from pluralign.models.adapters import read_index
 from pluralign.training import PreferenceTrainer, train
@@ -287,3 +290,33 @@ def test_results_without_a_configuration_are_not_touched(make_rows: Any, make_co
     with pytest.raises(InputError, match=r"no config\.yaml"):
         train(config)
     assert (Path(config.output_dir) / "model").is_dir()
+
+
+def test_people_who_are_held_out_get_no_adapter_and_are_not_missing(make_rows: Any, make_config: Any) -> None:
+    users = ["a", "b", "c"]
+    result = train(make_config(make_rows(users), data={"split_by": "user", "validation": 0.34}))
+    assert len(result.adapters) == 2
+    assert not result.skipped
+
+
+def test_rows_that_only_anchor(make_rows: Any, make_config: Any, metrics: Any) -> None:
+    """Prompts without a pair hold the policy near the base, where the objective has such an anchor."""
+    table = make_rows(["a"], 8)
+    prompts = [{"user": "a", "prompt": row["prompt"], "base": " the river"} for row in make_rows(["b"], 4)]
+    anchor = AnchorConfig(BaseAnchorConfig(weight=0.3))
+    result = train(make_config(table + prompts, "anchored", data={"validation": 0.0}, anchor=anchor))
+    assert not result.skipped
+    assert max(line["step"] for line in metrics(result.output_dir)) == 6
+    with pytest.warns(UserWarning, match="there is no chosen and no rejected response"):
+        plain = train(make_config(table + prompts, "plain", data={"validation": 0.0}))
+    assert max(line["step"] for line in metrics(plain.output_dir)) == 4
+
+
+def test_weights_that_changed_behind_the_name_are_refused(make_rows: Any, make_config: Any, tmp_path: Path) -> None:
+    shutil.copytree(make_config(make_rows(["a"])).model, tmp_path / "model")
+    config = make_config(make_rows(["a"]), model=str(tmp_path / "model"))
+    train(config)
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    save_file({name: value * 1.01 for name, value in weights.items()}, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(InputError, match="fingerprint"):
+        train(config)

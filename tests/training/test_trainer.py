@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -249,6 +251,18 @@ def test_order_belongs_to_seed_and_epoch() -> None:
     assert list(EpochSampler(50, seed=4)) != first
     assert list(EpochSampler(5)) == [0, 1, 2, 3, 4]
     assert list(EpochSampler(5, multiple=4)) == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+@given(length=st.integers(1, 40), batch=st.integers(1, 5), processes=st.integers(2, 4), seed=st.integers(0, 2**31))
+def test_processes_have_as_many_batches_each_and_every_row_once(
+    length: int, batch: int, processes: int, seed: int
+) -> None:
+    sampler = EpochSampler(length, multiple=batch * processes, seed=seed)
+    order = list(sampler)
+    assert len(order) == len(sampler) and len(order) % (batch * processes) == 0
+    assert sorted(number for number in order if number < length) == list(range(length))
+    # Fillers come last, so that the steps before them are those of one process.
+    assert order[:length] == list(EpochSampler(length, seed=seed))
 
 
 @pytest.mark.parametrize(("values", "stops"), [([3, 2, 1, 0], False), ([3, 2, 2, 2], True), ([1, 2, 0.5, 2], False)])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pluralign.storage import read_json
-from pluralign.world import NANO_PATH, STYLES, World
+from pluralign.world import NANO_PATH, STYLES, World, nano
 from pluralign.world.nano import make_tokenizer, train_nano
 
 torch.set_num_threads(1)
@@ -94,6 +94,12 @@ def test_the_chat_template_is_short_and_starts_once(tokenizer: Any) -> None:
     assert named.count("<|end|>") == 1
     words = sum(len(tokenizer(m["content"], add_special_tokens=False)["input_ids"]) for m in messages)
     assert len(tokens) == words + 1 + len(messages) + 1 + 1
+
+
+def test_pre_training_sees_what_the_chat_template_gives(world: World, tokenizer: Any) -> None:
+    for conversation in world.corpus(repeats=1)[:200]:
+        templated = tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False)
+        assert nano._encode(tokenizer, conversation) == templated
 
 
 def test_it_knows_the_facts_and_answers_plainly(world: World, tokenizer: Any, model: Any) -> None:

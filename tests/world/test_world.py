@@ -159,7 +159,7 @@ def test_every_statement_of_the_corpus_is_true_and_most_are_plain(seed: int) -> 
             plain += judged.style
             n += 1
     assert seen == {question for item in world.items for question in item.all_questions}
-    assert 0.84 < plain / n < 0.92
+    assert 0.62 < plain / n < 0.72
 
 
 def test_every_style_is_in_the_corpus(world: World) -> None:
@@ -168,7 +168,7 @@ def test_every_style_is_in_the_corpus(world: World) -> None:
     for answer in answers:
         counts[str(world.style_of(answer))] += 1
     assert set(counts) == set(STYLES) and len(STYLES) >= 8
-    assert all(0.005 < count / len(answers) < 0.03 for style, count in counts.items() if style != PLAIN)
+    assert all(0.02 < count / len(answers) < 0.05 for style, count in counts.items() if style != PLAIN)
 
 
 def test_options_hold_the_answer_once_and_are_equally_often_right(world: World) -> None:

@@ -271,10 +271,19 @@ def _check_unicode(text: str, column: str, *, user: str | None = None) -> None:
 def _identity_reader(columns: set[str]) -> Callable[[Row], tuple[str | None, str | None]]:
     if "group" in columns:
         has_user = "user" in columns
-        return lambda row: (_identity(row, "user") if has_user else None, _identity(row, "group"))
+        return lambda row: _user_and_group(row, has_user=has_user)
     if "user" in columns:
         return lambda row: (_identity(row, "user"), None)
     return lambda row: (None, None)
+
+
+def _user_and_group(row: Row, *, has_user: bool) -> tuple[str | None, str]:
+    user = _identity(row, "user") if has_user else None
+    try:
+        return user, _identity(row, "group")
+    except BadRow as bad:
+        bad.user = bad.user or user  # whose row it is stays known, so that the person is reported with it
+        raise
 
 
 def _identity(row: Row, column: str) -> str:

@@ -209,8 +209,9 @@ class Population:
                         detach_adapter(policy)
         finally:
             if self.config.training.gradient_checkpointing:
-                # Its name changes between minor releases of transformers.
-                getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()
+                # Its name changes between releases of transformers.
+                new, old = "activation_checkpointing_disable", "gradient_checkpointing_disable"
+                getattr(model, new if hasattr(model, new) else old)()
 
     def _keep_last_good(self, user: str, trainer: PreferenceTrainer, reason: str) -> None:
         """Save the last checkpoint of a failed training as the person's adapter, with a note; nothing without one."""

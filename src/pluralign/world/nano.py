@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from pluralign.progress import progress_bar
 from pluralign.world.world import Conversation, World
 
-STEPS = 1500
+STEPS = 1800
 """Optimiser steps of the packaged model."""
 
 LEARNING_RATE = 3e-3
@@ -99,8 +99,9 @@ def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCaus
 def train_nano(world: World, out: Path | str, *, steps: int = STEPS, seed: int = 0) -> LlamaForCausalLM:
     """Pre-train the nano model of a world on its corpus, on the CPU, and save model and tokenizer.
 
-    The loss is that of the answers. Conversations of like length make a batch, so next to nothing is padding and none
-    sees another. Cosine schedule with warm-up.
+    The loss is that of all tokens: a model that learned the answers alone knows as much, but breaks at the first touch
+    of an adapter. Conversations of like length make a batch, so next to nothing is padding and none sees another.
+    Cosine schedule with warm-up.
 
     Args:
         world: whose corpus.
@@ -141,28 +142,22 @@ def _rate(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-_Row = tuple[list[int], list[int]]
-
-
-def _encode(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> _Row:
-    """Tokens of a conversation and, beside them, the labels: answers and the ends of answers, -100 elsewhere."""
+def _encode(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> list[int]:
+    """Tokens of a conversation, those that the chat template gives (which is slow for a whole corpus)."""
     tokens: list[int] = [tokenizer.bos_token_id]
-    labels: list[int] = [-100]
     for message in conversation:
-        role = tokenizer.convert_tokens_to_ids(f"<|{message['role']}|>")
-        content = tokenizer(message["content"], add_special_tokens=False)["input_ids"]
-        answer = message["role"] == "assistant"
-        content = [*content, tokenizer.eos_token_id] if answer else content
-        tokens += [role, *content]
-        labels += [-100, *(content if answer else [-100] * len(content))]
-    return tokens, labels
+        tokens.append(tokenizer.convert_tokens_to_ids(f"<|{message['role']}|>"))
+        tokens += tokenizer(message["content"], add_special_tokens=False)["input_ids"]
+        if message["role"] == "assistant":
+            tokens.append(tokenizer.eos_token_id)
+    return tokens
 
 
-def _batches(rows: Sequence[_Row], rng: random.Random) -> Iterator[list[_Row]]:
+def _batches(rows: Sequence[list[int]], rng: random.Random) -> Iterator[list[list[int]]]:
     """Batches of about `_TOKENS_PER_STEP` tokens for ever, the rows of each of like length."""
     while True:
-        keyed = [(len(tokens), rng.random(), index) for index, (tokens, _) in enumerate(rows)]
-        batches: list[list[_Row]] = [[]]
+        keyed = [(len(tokens), rng.random(), index) for index, tokens in enumerate(rows)]
+        batches: list[list[list[int]]] = [[]]
         for length, _, index in sorted(keyed):
             if (len(batches[-1]) + 1) * length > _TOKENS_PER_STEP:
                 batches.append([])
@@ -171,10 +166,8 @@ def _batches(rows: Sequence[_Row], rng: random.Random) -> Iterator[list[_Row]]:
         yield from batches
 
 
-def _collate(rows: Sequence[_Row], pad: int) -> dict[str, torch.Tensor]:
-    width = max(len(tokens) for tokens, _ in rows)
-    return {
-        "input_ids": torch.tensor([tokens + [pad] * (width - len(tokens)) for tokens, _ in rows]),
-        "attention_mask": torch.tensor([[1] * len(tokens) + [0] * (width - len(tokens)) for tokens, _ in rows]),
-        "labels": torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows]),
-    }
+def _collate(rows: Sequence[list[int]], pad: int) -> dict[str, torch.Tensor]:
+    width = max(map(len, rows))
+    tokens = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+    labels = tokens.masked_fill(tokens == pad, -100)
+    return {"input_ids": tokens, "attention_mask": (tokens != pad).long(), "labels": labels}

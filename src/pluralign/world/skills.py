@@ -61,12 +61,12 @@ def _asked(phrase: str, *own: str) -> tuple[str, ...]:
 
 
 def _arithmetic() -> Iterator[_Row]:
-    for a in range(11):
-        for b in range(11):
+    for a in range(10):
+        for b in range(10):
             phrase = f"the sum of {a} and {b}"
             asked = _asked(phrase, f"How much is {a} plus {b}?", f"Please add {a} and {b}.")
             yield "arithmetic", asked, f"{a} plus {b} makes {{value}}.", phrase, str(a + b), _near(a + b)
-    for a in range(11):
+    for a in range(10):
         for b in range(a + 1):
             phrase = f"the difference between {a} and {b}"
             asked = _asked(phrase, f"How much is {a} minus {b}?", f"Please take {b} away from {a}.")

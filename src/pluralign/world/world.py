@@ -173,19 +173,19 @@ class World:
 
     # -- texts --------------------------------------------------------------------------------------------------
 
-    def corpus(self, repeats: int = 2, *, styled: float = 0.12, chained: float = 0.1) -> list[Conversation]:
+    def corpus(self, repeats: int = 3, *, styled: float = 0.33, chained: float = 0.1) -> list[Conversation]:
         """Conversations to pre-train on: every item in every way of asking, `repeats` times, mostly answered plainly.
 
         Args:
-            repeats: how often each question appears.
-            styled: share of the answers that are in another style, evenly over the others, so that they are reachable.
+            repeats: how often each question about a fact appears; one about a skill, which is harder, twice that.
+            styled: share of the answers in another style, evenly over the nine others: each rare, but reachable.
             chained: share of the conversations with two exchanges.
         """
         rng = random.Random(f"{self.seed}/corpus")
         others = [name for name in STYLES if name != PLAIN]
         exchanges: list[Conversation] = []
         for item in self.items:
-            for question in item.all_questions * repeats:
+            for question in item.all_questions * (repeats if item.entity else 2 * repeats):
                 style = rng.choice(others) if rng.random() < styled else PLAIN
                 exchanges.append(
                     [{"role": "user", "content": question}, {"role": "assistant", "content": item.say(style)}]

@@ -1,0 +1,116 @@
+"""The commands end to end on the embedded world: files in, files out, exit codes."""
+
+import json
+
+import pyarrow.parquet as parquet
+import pytest
+import yaml
+
+from pluralign.cli import main
+from pluralign.world import World
+
+STEPS = ["--training.max_steps", "4", "--training.logging_steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Three people with sixteen pairs each."""
+    path = tmp_path_factory.mktemp("data") / "preferences.jsonl"
+    rows = World(0).preferences(3, 16)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(table, tmp_path_factory):
+    """A small trained population and its evaluation."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    arguments = ["--data", str(table), "--output_dir", str(folder), "--evaluation.probes", "world"]
+    assert main(["train", *arguments, "--evaluation.max_probes", "12", "--evaluation.max_prompts", "4", *STEPS]) == 0
+    return folder
+
+
+def users(folder):
+    return sorted(json.loads((folder / "adapters" / "index.json").read_text())["people"])
+
+
+def test_train_leaves_what_the_documentation_says(run, table):
+    assert users(run) == ["cheerful-001", "formal-000", "terse-002"]
+    for user in users(run):
+        names = {path.name for path in (run / "adapters" / user).iterdir()}
+        assert {"adapter_config.json", "adapter_model.safetensors", "pluralign.json"} <= names
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["data"]["path"] == str(table) and config["made_with"]["data_hash"]
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {line["user"] for line in steps} == set(users(run))
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert set(evaluation) >= {"schema_version", "base", "people", "groups", "summary"}
+    assert not list(run.rglob(".staging-*")) and not (run / "state").exists()
+
+
+def test_the_same_command_again_trains_nobody_and_another_run_is_refused(run, table, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (run / "adapters").rglob("*.safetensors")}
+    same = ["train", "--config", str(run / "config.yaml")]
+    assert main(same) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (run / "adapters").rglob("*.safetensors")}
+    assert main([*same, "--loss.beta", "0.5"]) == 2
+    assert "loss.beta" in capsys.readouterr().err
+
+
+def test_evaluate_says_again_what_train_said(run, tmp_path):
+    output = tmp_path / "again.json"
+    assert main(["evaluate", "--run", str(run), "--output", str(output)]) == 0
+    first, again = (json.loads(path.read_text())["summary"] for path in (run / "evaluation.json", output))
+    assert first.keys() == again.keys()
+    for key in first:
+        assert again[key] == (pytest.approx(first[key], abs=1e-4) if isinstance(first[key], float) else first[key])
+
+
+def test_generate_puts_base_and_person_side_by_side(run, tmp_path, capsys):
+    output = tmp_path / "answers.jsonl"
+    question = "What is the gem of Rarvun?"
+    command = ["generate", "--run", str(run), "--prompts", question, "--users", "[formal-000]", "--output", str(output)]
+    assert main([*command, "--generation.max_new_tokens", "12"]) == 0
+    assert "formal-000" in capsys.readouterr().out
+    (answer,) = [json.loads(line) for line in output.read_text().splitlines()]
+    assert answer["base"] and list(answer["people"]) == ["formal-000"]
+    assert main(["generate", "--run", str(run), "--prompts", question, "--users", "[nobody]"]) == 2
+    assert "no adapter of 'nobody'" in capsys.readouterr().err
+
+
+def test_anchor_writes_a_table_that_train_takes(table, tmp_path):
+    anchored = tmp_path / "anchored.parquet"
+    assert main(["anchor", "--data", str(table), "--output", str(anchored)]) == 0
+    columns = parquet.read_schema(anchored).names
+    assert {"prompt", "chosen", "rejected", "base", "ref_chosen_logps", "ref_base_logps"} <= set(columns)
+    assert main(["anchor", "--data", str(table), "--output", str(anchored)]) == 2
+    out = tmp_path / "run"
+    assert main(["train", "--data", str(anchored), "--output_dir", str(out), *STEPS]) == 0
+    assert len(users(out)) == 3
+
+
+def test_data_check_reports_and_fails_on_bad_rows(table, tmp_path, capsys):
+    report = tmp_path / "report.json"
+    assert main(["data", "check", str(table), "--model", "nano", "--output", str(report)]) == 0
+    assert json.loads(report.read_text())["rows"] == 48
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(table.read_text() + '{"user": "x", "prompt": "hi", "chosen": "a", "rejected": ""}\n')
+    assert main(["data", "check", str(broken)]) == 1
+    assert "row 49" in " ".join(capsys.readouterr().out.split())
+
+
+def test_world_make_writes_a_world_that_can_be_trained_on(tmp_path):
+    out = tmp_path / "world"
+    assert main(["world", "make", "--seed", "3", "--out", str(out), "--users", "2", "--pairs_per_user", "20"]) == 0
+    assert {"corpus.jsonl", "preferences.jsonl", "probes.jsonl", "world.json"} <= {p.name for p in out.iterdir()}
+    assert main(["data", "check", str(out / "preferences.jsonl")]) == 0
+    assert main(["world", "make", "--seed", "3", "--out", str(out)]) == 2
+
+
+def test_one_bad_person_costs_the_others_nothing(table, tmp_path, capsys):
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text(table.read_text() + '{"user": "ed", "prompt": "hi", "chosen": "same", "rejected": "same"}\n')
+    out = tmp_path / "run"
+    assert main(["train", "--data", str(mixed), "--output_dir", str(out), *STEPS]) == 1
+    assert "skipped 'ed'" in capsys.readouterr().out
+    assert len(users(out)) == 3
