@@ -49,6 +49,6 @@ def demo_settings(config: DemoConfig, table: Path) -> dict[str, object]:
         "output_dir": config.output_dir,
         "overwrite": True,
         "seed": config.seed,
-        "training": {"max_steps": 60, "learning_rate": 5e-4, "warmup_steps": 5},
+        "training": {"max_steps": 120, "learning_rate": 5e-4, "warmup_steps": 5},
         "evaluation": {"probes": "world", "max_probes": 200, "max_prompts": 32},
     }

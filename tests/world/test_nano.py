@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pluralign.storage import read_json
-from pluralign.world import NANO_PATH, STYLES, World, nano
+from pluralign.world import NANO_PATH, STYLES, World, make_world, nano
 from pluralign.world.nano import make_tokenizer, train_nano
 
 torch.set_num_threads(1)
@@ -48,6 +48,13 @@ def test_the_figures_beside_it_hold_what_is_promised() -> None:
     for scope in ("facts", "facts_inside", "facts_outside"):
         assert measured[scope]["generated_right"] >= 0.97 and measured[scope]["likelihood_right"] >= 0.97
         assert measured[scope]["plain"] >= 0.97 and measured[scope]["degenerate"] == 0
+
+
+def test_plain_dpo_trained_on_was_seen_to_lose_a_third_of_the_facts_and_the_anchor_to_keep_them() -> None:
+    people = {method: row["people"] for method, row in read_json(NANO_PATH / "measured.json")["forgetting"].items()}
+    for user, left in people["dpo"].items():
+        assert max(left["generated_right"], left["likelihood_right"]) <= 0.7
+        assert people["bapo"][user]["likelihood_right"] >= 0.97
 
 
 def test_the_tokenizer_is_that_of_the_world(world: World, tokenizer: Any) -> None:
@@ -131,3 +138,14 @@ def test_pre_training_is_deterministic_and_depends_on_the_seed(tmp_path: Path, w
         assert torch.equal(state, torch.random.get_rng_state())
         paths.append((tmp_path / name / "model.safetensors").read_bytes())
     assert paths[0] == paths[1] != paths[2]
+
+
+@pytest.mark.slow
+def test_another_world_makes_its_own_model(tmp_path: Path) -> None:
+    out = make_world(9, tmp_path / "w", users=1, pairs_per_user=2, nano=True, steps=2)
+    other = AutoTokenizer.from_pretrained(out / "nano")
+    fact = World(9).facts[0]
+    assert len(other(fact.say("plain"), add_special_tokens=False)["input_ids"]) == len(
+        re.findall(r"\w+|[^\w\s]", fact.say("plain"))
+    )
+    assert AutoModelForCausalLM.from_pretrained(out / "nano").config.vocab_size == len(other)

@@ -32,7 +32,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-"""Two tokens a message, three for an answer."""
+"""One token a message, two an answer."""
 
 
 def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
@@ -99,8 +99,8 @@ def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCaus
 def train_nano(world: World, out: Path | str, *, steps: int = STEPS, seed: int = 0) -> LlamaForCausalLM:
     """Pre-train the nano model of a world on its corpus, on the CPU, and save model and tokenizer.
 
-    The loss is that of all tokens: a model that learned the answers alone knows as much, but breaks at the first touch
-    of an adapter. Conversations of like length make a batch, so next to nothing is padding and none sees another.
+    The loss is that of all tokens: a model that learned the answers alone knows as much, but breaks sooner in training
+    an adapter. Conversations of like length make a batch, so next to nothing is padding and none sees another.
     Cosine schedule with warm-up.
 
     Args:
