@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from pluralign.training import TrainResult
 
 DONE, PARTLY, USAGE = 0, 1, 2
+LEGEND = """\
+acc., margin: held-out pairs judged as the person did, and by how much   others: other people's pairs
+kept: of what the base knows, what the adapter still knows (own: asked in the person's own manner)
+KL: how far the adapter moved from the base   style, right, degen.: of the answers it writes
+docs/evaluation.md explains every figure."""
 
 
 def demo(config: DemoConfig) -> int:
@@ -32,6 +38,7 @@ def demo(config: DemoConfig) -> int:
 
     result, evaluation = run_demo(config)
     _show(evaluation.table())
+    _say(LEGEND)
     return _close(result)
 
 
@@ -82,6 +89,9 @@ def train(config: TrainConfig) -> int:
     from pluralign.training import train as run
 
     result = run(config)
+    if os.environ.get("RANK", "0") != "0":
+        # Of several processes the first one writes, and speaks.
+        return PARTLY if result.skipped else DONE
     if (result.output_dir / "evaluation.json").is_file():
         _show(read_evaluation(result.output_dir / "evaluation.json").table())
     return _close(result)
