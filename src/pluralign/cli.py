@@ -34,6 +34,8 @@ docs/evaluation.md explains every figure."""
 
 def demo(config: DemoConfig) -> int:
     """The main job on the embedded default, offline, in a few minutes."""
+    # More threads than one gain nothing on so small a model, and lose much where another program uses a core.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from pluralign.demo import run_demo
 
     result, evaluation = run_demo(config)

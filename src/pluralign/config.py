@@ -331,7 +331,7 @@ class DemoConfig:
     """`pluralign demo`: the main job on the embedded default, offline."""
 
     output_dir: str = "runs/demo"
-    """Folder of the results; an earlier demo there is replaced."""
+    """Folder of the results; the same demo there is gone on with, another one replaced."""
     users: int = 6
     """People of the world who get an adapter."""
     method: str = "bapo"
