@@ -1,11 +1,16 @@
 """The command line: what a person types, and what comes back."""
 
+import errno
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
+import yaml
 
+from pluralign import storage
 from pluralign.cli import COMMANDS, main
+from pluralign.resolve import flat
 
 
 def run_python(code):
@@ -17,9 +22,9 @@ def run_python(code):
     [
         "import pluralign",
         "from pluralign.cli import main; main(['--help'])",
-        "from pluralign.cli import main; main(['train', '--help'])",
-        "from pluralign.cli import main; main(['train', '--print_config'])",
-        "from pluralign.cli import main; main(['train', '--metod', 'x'])",
+        "from pluralign.cli import main; assert main(['train', '--help']) == 0",
+        "from pluralign.cli import main; assert main(['train', '--print_config']) == 0",
+        "from pluralign.cli import main; assert main(['train', '--metod', 'x']) == 2",
     ],
 )
 def test_torch_is_not_imported_for(code):
@@ -27,19 +32,79 @@ def test_torch_is_not_imported_for(code):
     assert done.returncode == 0, done.stderr
 
 
-def test_help_lists_every_command_and_every_key(capsys):
+def test_help_lists_every_command_and_explains_every_key(capsys):
     assert main(["--help"]) == 0
     overview = capsys.readouterr().out
-    for name in COMMANDS:
+    for name, command in COMMANDS.items():
         assert name in overview
         assert main([*name.split(), "--help"]) == 0
-        text = capsys.readouterr().out
-        undocumented = [
-            line
-            for line in text.splitlines()
-            if line.lstrip().startswith("(type:") and text.splitlines()[text.splitlines().index(line) - 1].strip() == ""
-        ]
-        assert "--config" in text and not undocumented
+        # Each key's help stands between its name and the type, or the next key.
+        _, *entries = " ".join(capsys.readouterr().out.split()).split(" --")
+        explained = {entry.split()[0].rstrip("+") for entry in entries if len(entry.partition("(type:")[0].split()) > 3}
+        assert {key for key, value in flat(asdict(command.config())).items() if value is not None} <= explained
+        assert {"config", "print_config"} <= {entry.split()[0].rstrip("]") for entry in entries}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_print_config_prints_is_what_config_reads(name, capsys, tmp_path):
+    assert main([*name.split(), "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed) == asdict(COMMANDS[name].config()) or name == "train"
+    file = tmp_path / "printed.yaml"
+    file.write_text(printed)
+    assert main([*name.split(), "--config", str(file), "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(printed)
+
+
+def test_a_later_config_file_and_then_the_command_line_win(capsys, tmp_path):
+    (tmp_path / "one.yaml").write_text("seed: 1\nloss: {beta: 0.5}\ntraining: {learning_rate: 5e-3}\n")
+    (tmp_path / "two.yaml").write_text("seed: 2\noutput_dir: two\n")
+    files = [f"--config={tmp_path / 'one.yaml'}", "--config", str(tmp_path / "two.yaml")]
+    assert main(["train", *files, "--output_dir", "three", "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["seed"], printed["loss"]["beta"], printed["output_dir"]) == (2, 0.5, "three")
+    # YAML takes 5e-3, without a point, for text.
+    assert printed["training"]["learning_rate"] == 0.005
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("training: {max_steps: x}", 'key "training.max_steps"'),
+        ("loss: 3", "'loss' is a group of keys"),
+        ("loss:", "'loss' is a group of keys"),
+        ("3: 4", "'3' is no key"),
+        ("losss: {beta: 1}", "'losss.beta' is no key. Did you mean 'loss.beta'"),
+        ("", "is empty"),
+        ("a: [", "not a YAML file"),
+    ],
+)
+def test_a_config_file_is_checked_like_the_command_line(text, named, capsys, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    assert main(["train", "--config", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert str(file) in error and named in error
+
+
+def test_outputs_that_cannot_be_written_are_errors_in_words(capsys, tmp_path, monkeypatch):
+    table = tmp_path / "table.jsonl"
+    table.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    check = ["data", "check", str(table), "--output"]
+    assert main([*check, str(tmp_path)]) == 2
+    assert f"{tmp_path}: it is a folder" in capsys.readouterr().err
+    assert main([*check, str(table / "report.json")]) == 2
+    assert f"{table} is a file, not a folder" in capsys.readouterr().err
+    assert main(["world", "make", "--out", str(table / "world"), "--users", "1", "--pairs_per_user", "2"]) == 2
+    assert str(table) in capsys.readouterr().err
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage.os, "fsync", full)
+    assert main([*check, str(tmp_path / "report.json")]) == 2
+    assert f"{tmp_path / 'report.json'}: No space left on device" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["table.jsonl"]
 
 
 @pytest.mark.parametrize(

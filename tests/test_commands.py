@@ -57,6 +57,13 @@ def test_the_same_command_again_trains_nobody_and_another_run_is_refused(run, ta
     assert "loss.beta" in capsys.readouterr().err
 
 
+def test_a_demo_replaces_no_run(run, capsys):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    assert main(["demo", "--output_dir", str(run)]) == 2
+    assert f"{run}: the folder holds no demo" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+
+
 def test_evaluate_says_again_what_train_said(run, tmp_path):
     output = tmp_path / "again.json"
     assert main(["evaluate", "--run", str(run), "--output", str(output)]) == 0
@@ -74,8 +81,12 @@ def test_generate_puts_base_and_person_side_by_side(run, tmp_path, capsys):
     assert "formal-000" in capsys.readouterr().out
     (answer,) = [json.loads(line) for line in output.read_text().splitlines()]
     assert answer["base"] and list(answer["people"]) == ["formal-000"]
-    assert main(["generate", "--run", str(run), "--prompts", question, "--users", "[nobody]"]) == 2
+    assert main(["generate", "--run", str(run), "--prompts", question, "--users", "nobody"]) == 2
     assert "no adapter of 'nobody'" in capsys.readouterr().err
+    assert main(["generate", "--run", str(tmp_path), "--prompts", question]) == 2
+    assert "Give the output folder of `pluralign train`" in capsys.readouterr().err
+    assert main(["generate", "--run", str(run), "--prompts", "word " * 600, "--users", "formal-000"]) == 0
+    assert "1 had a prompt cut on the left" in capsys.readouterr().err
 
 
 def test_anchor_writes_a_table_that_train_takes(table, tmp_path):

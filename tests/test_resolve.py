@@ -1,6 +1,8 @@
 """The command line, a YAML file and a dictionary give the same configuration."""
 
+import re
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import yaml
@@ -63,6 +65,12 @@ def test_presets_are_the_methods():
     assert resolve(TrainConfig, {"method": "dpo"}).anchor == TrainConfig().anchor
 
 
+def test_the_page_of_bapo_writes_its_preset_out():
+    page = (Path(__file__).parents[1] / "docs" / "methods" / "bapo.md").read_text(encoding="utf-8")
+    (written,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert yaml.safe_load(written) == preset("bapo")
+
+
 def test_a_method_of_the_users_own(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("loss: {type: hinge, beta: 0.7}\n")
@@ -89,6 +97,11 @@ def test_what_is_wrong_is_named(given, named):
 
 
 def test_files_that_are_no_configuration(tmp_path):
+    (tmp_path / "bad.yaml").write_text("metod: dpo\n")
+    with pytest.raises(InputError, match=r"bad\.yaml.*Did you mean 'method'"):
+        resolve(TrainConfig, tmp_path / "bad.yaml")
+    with pytest.raises(InputError, match="cannot be read"):
+        resolve(TrainConfig, tmp_path)
     with pytest.raises(InputError, match="no such file"):
         resolve(TrainConfig, tmp_path / "absent.yaml")
     for text in ("- a\n- b\n", "a: [", "just text"):

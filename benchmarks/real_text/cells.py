@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,26 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pluralign
 
-METHODS: dict[str, dict[str, Any]] = {
-    "bapo": {},
-    "dpo": {},
-    "dpop": {},
-    "ipo": {},
-    "dpo, beta 1": {"method": "dpo", "loss": {"beta": 1.0}},
+
+@dataclass(frozen=True)
+class Method:
+    """A preset, keys beside it, and a factor on the population's learning rate."""
+
+    preset: str
+    keys: dict[str, Any] = field(default_factory=dict)
+    rate: float = 1.0
+
+
+METHODS = {
+    "bapo": Method("bapo"),
+    "dpo": Method("dpo"),
+    "dpop": Method("dpop"),
+    "ipo": Method("ipo"),
+    "dpo-beta-1": Method("dpo", {"loss": {"beta": 1.0}}),
+    "dpo-slow": Method("dpo", rate=0.1),
+    "bapo-nll": Method("bapo", {"anchor": {"nll": {"weight": 1.0}}}),
 }
-"""Name in the results -> keys beside the preset of that name."""
+"""Name in the results -> what it is; the variants of dpo are the plain remedies that any anchor has to beat."""
 
 TOLD_PROBES = 200
 """Taught questions that each person also answers in words."""
@@ -51,10 +64,11 @@ def configuration(
     task: tasks.Task, method: str, seed: int, *, model: Path, table: Path, work: Path, output: Path
 ) -> dict[str, Any]:
     """The keys of `pluralign train` for one cell."""
+    chosen = METHODS[method]
     return {
         "model": str(model),
-        "method": method,
-        **METHODS[method],
+        "method": chosen.preset,
+        **chosen.keys,
         "seed": seed,
         "device": "cpu",
         "cache_dir": str(work / "cache"),
@@ -71,7 +85,7 @@ def configuration(
         "training": {
             "max_steps": task.steps,
             "per_device_train_batch_size": 8,
-            "learning_rate": task.learning_rate,
+            "learning_rate": task.learning_rate * chosen.rate,
             "lr_scheduler_type": "cosine",
             "warmup_steps": 0.1,
             "logging_steps": 0.25,
@@ -89,7 +103,7 @@ def configuration(
 
 def run_cell(task: tasks.Task, method: str, seed: int, *, data: Path, model: Path, work: Path) -> dict[str, Any]:
     """Train and evaluate one cell, or read it where that was done before; what differs in settings is another cell."""
-    name = f"{task.name}-{method.replace(', ', '-').replace(' ', '')}-{task.learning_rate:g}-{seed}"
+    name = f"{task.name}-{method}-{task.learning_rate:g}-{seed}"
     table = work / "tables" / f"{task.name}-{seed}-{task.train_pairs}+{task.held_out_pairs}.jsonl"
     output = work / "cells" / name
     config = configuration(task, method, seed, model=model, table=table, work=work, output=output)

@@ -9,6 +9,9 @@ from typing import Any
 import sources
 import torch
 
+LONGEST = 48
+"""Tokens of a reply to a trivia question; a taught answer has about four, a person's manner may need more."""
+
 
 def question_ids(tokenizer: Any, question: str) -> list[int]:
     """The prompt of a question: one user turn and the start of the assistant's."""
@@ -56,7 +59,7 @@ def answer_greedily(
         width = max(map(len, prompts))
         ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        made = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=24, do_sample=False)[:, width:]
+        made = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=LONGEST, do_sample=False)[:, width:]
         texts = tokenizer.batch_decode(made, skip_special_tokens=True)
         for text, item in zip(texts, items[start : start + batch], strict=True):
             right.append(item.answer in text if inside else item.answer == text)

@@ -29,7 +29,7 @@ SCHEMA_VERSION = 1
 TUNING_SEED = 100
 RATES = (3e-4, 1e-3, 3e-3)
 WIDELY = ("bapo", "dpo")
-"""Methods with every seed; the others have the first only, where they are asked for."""
+"""Methods with every population and seed; the others have the first of each only, where they are asked for."""
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/real_text"), help="folder of cells and caches")
     parser.add_argument("--minutes", type=float, help="begin no cell that would end after so many minutes")
     parser.add_argument("--tasks", nargs="+", default=["dsp", "hh", "personas"])
-    parser.add_argument("--methods", nargs="+", default=["bapo", "dpo", "dpop", "ipo", "dpo, beta 1"])
+    parser.add_argument("--methods", nargs="+", default=["bapo", "dpo", "dpop", "ipo", "dpo-beta-1", "dpo-slow"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--tune", action="store_true")
@@ -95,11 +95,13 @@ def _plan(arguments: argparse.Namespace) -> Iterator[tuple[Any, str, int]]:
             for rate in RATES:
                 yield from ((replace(task, learning_rate=rate), method, TUNING_SEED) for method in arguments.methods)
         return
-    for number, seed in enumerate(arguments.seeds[:1] if arguments.quick else arguments.seeds):
+    widely = [method for method in arguments.methods if method in WIDELY]
+    for seed in arguments.seeds[:1] if arguments.quick else arguments.seeds:
         for task in chosen:
-            for method in arguments.methods:
-                if number == 0 or method in WIDELY:
-                    yield task, method, seed
+            yield from ((task, method, seed) for method in widely)
+    for method in arguments.methods:
+        if method not in WIDELY:
+            yield chosen[0], method, arguments.seeds[0]
 
 
 def _work(arguments: argparse.Namespace) -> Path:
@@ -125,7 +127,7 @@ def write(arguments: argparse.Namespace, cells: list[dict[str, Any]], left: list
         },
         "model": json.loads((arguments.model / "model.json").read_text(encoding="utf-8")),
         "tasks": {name: asdict(TASKS[name]) for name in arguments.tasks},
-        "methods": {name: benchmark.METHODS[name] for name in arguments.methods},
+        "methods": {name: asdict(benchmark.METHODS[name]) for name in arguments.methods},
         "cells_left_out_for_want_of_time": left,
         "cpu_minutes": round(sum(cell["cpu_seconds"] for cell in cells) / 60, 1),
         "summary": {} if arguments.tune else summary.summarize(cells),
@@ -141,8 +143,7 @@ def write(arguments: argparse.Namespace, cells: list[dict[str, Any]], left: list
 def _command(arguments: argparse.Namespace) -> str:
     parts = ["python benchmarks/real_text/run.py --data DIR --model MODEL"]
     parts += ["--quick"] * arguments.quick + ["--tune"] * arguments.tune
-    methods = " ".join(f"'{name}'" if " " in name else name for name in arguments.methods)
-    parts += [f"--tasks {' '.join(arguments.tasks)}", f"--methods {methods}"]
+    parts += [f"--tasks {' '.join(arguments.tasks)}", f"--methods {' '.join(arguments.methods)}"]
     return " ".join([*parts, f"--seeds {' '.join(map(str, arguments.seeds))}"])
 
 

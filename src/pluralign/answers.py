@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pluralign.config import GenerateConfig, ModelConfig, TrainConfig
 from pluralign.errors import InputError
-from pluralign.preferences import Text
+from pluralign.preferences import Preference, Text, read_prompts, shown
 from pluralign.resolve import resolve
-from pluralign.storage import write_text
+from pluralign.storage import check_place, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,33 +38,37 @@ def answer_prompts(config: GenerateConfig) -> list[Answers]:
         Answers in the order of the prompts; also written to `config.output` as JSONL where that is given.
 
     Raises:
-        InputError: there is no such run or person, or a prompt leaves no room for an answer.
+        InputError: there is no such run or person, or a prompt or a setting cannot be used; names the place.
     """
-    from pluralign.models import Encoder, context_length, generate, load_base
+    from pluralign.models import generate, load_base
     from pluralign.models.adapters import detach_adapter, load_adapter
+    from pluralign.models.anchoring import encoder_of, warn_of_losses
+    from pluralign.models.generation import check_settings
 
+    check_settings(config.generation)
+    if config.output:
+        check_place(config.output)
     run = Path(config.run)
+    if not (run / "config.yaml").is_file():
+        raise InputError("there is no config.yaml", where=str(run), fix="Give the output folder of `pluralign train`.")
     trained = resolve(TrainConfig, run / "config.yaml")
     people = _chosen_people(run, config.users)
+    given = read_prompts(config.prompts)
     base = load_base(_base_of(trained, config.device))
-    encoder = Encoder(
-        base.tokenizer,
-        max_prompt_length=trained.data.max_prompt_length,
-        max_response_length=config.generation.max_new_tokens,
-        context_length=context_length(base.model),
-        chat_template=trained.data.chat_template,
-    )
-    prompts = [_as_prompt(text, base, plain=config.plain) for text in _read_prompts(config.prompts)]
-    token_ids = [encoder.prompt_ids(prompt) for prompt in prompts]
+    prompts = [_as_turn(row, base, plain=config.plain) for row in given]
+    encoded = encoder_of(base, trained.data).encode_many(prompts, branches=())
+    warn_of_losses([], encoded)
+    token_ids = [one.prompt_ids for one in encoded]
 
     def answers_of(model: Any, name: str) -> list[str]:
         made = generate(model, base.tokenizer, token_ids, config.generation, seed=config.seed, description=name)
         return [answer.text for answer in made]
 
-    answered = [Answers(prompt, text, {}) for prompt, text in zip(prompts, answers_of(base.model, "base"), strict=True)]
+    said = answers_of(base.model, "base")
+    answered = [Answers(row.prompt, text, {}) for row, text in zip(prompts, said, strict=True)]
     for user, folder in people.items():
         policy = load_adapter(base, folder)
-        for row, text in zip(answered, answers_of(policy, user), strict=True):
+        for row, text in zip(answered, answers_of(policy, shown(user, 20)), strict=True):
             row.people[user] = text
         detach_adapter(policy)
     if config.output:
@@ -78,11 +81,11 @@ def answers_table(answers: Answers) -> Table:
     from rich.table import Table
     from rich.text import Text as Plain
 
-    prompt = answers.prompt if isinstance(answers.prompt, str) else answers.prompt[-1].get("content", "")
+    prompt = answers.prompt if isinstance(answers.prompt, str) else answers.prompt[-1]["content"]
     table = Table(title=Plain(str(prompt).strip()), title_justify="left", show_header=False, show_lines=True)
     table.add_row(Plain("base", style="dim"), Plain(answers.base))
     for user, text in answers.people.items():
-        table.add_row(Plain(user), Plain(text))
+        table.add_row(Plain(shown(user)), Plain(text))
     return table
 
 
@@ -91,46 +94,19 @@ def _base_of(trained: TrainConfig, device: str) -> ModelConfig:
     return ModelConfig(**{name: getattr(trained, name) for name in names} | {"device": device})
 
 
-def _chosen_people(run: Path, users: list[str] | None) -> dict[str, Path]:
+def _chosen_people(run: Path, users: str | list[str] | None) -> dict[str, Path]:
     from pluralign.models.adapters import read_index
 
+    chosen = [users] if isinstance(users, str) else users
     folders = {user: run / "adapters" / name for user, name in read_index(run).people.items()}
-    unknown = [user for user in users or () if user not in folders]
+    unknown = [user for user in chosen or () if user not in folders]
     if unknown:
-        known = ", ".join(repr(user) for user in list(folders)[:10])
-        raise InputError(f"no adapter of {unknown[0]!r}", where=str(run), fix=f"There are {known}.")
-    return folders if users is None else {user: folders[user] for user in users}
+        known = ", ".join(repr(shown(user)) for user in list(folders)[:10])
+        raise InputError(f"no adapter of {shown(unknown[0])!r}", where=str(run), fix=f"There are {known}.")
+    return folders if chosen is None else {user: folders[user] for user in chosen}
 
 
-def _read_prompts(prompts: str | list[str]) -> Iterator[Text]:
-    given = [prompts] if isinstance(prompts, str) else prompts
-    if not given:
-        raise InputError("no prompt is given", fix="Name one, or a file of them, with --prompts.")
-    for item in given:
-        path = Path(item)
-        if len(item) < 250 and path.suffix in (".jsonl", ".txt") and path.is_file():
-            yield from _prompts_of_file(path)
-        else:
-            yield item
-
-
-def _prompts_of_file(path: Path) -> Iterator[Text]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        if path.suffix == ".txt":
-            yield line
-            continue
-        try:
-            prompt = json.loads(line)["prompt"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise InputError("not a JSON object with a `prompt`", where=f"{path}, row {number}") from None
-        if not isinstance(prompt, str | list) or not prompt:
-            raise InputError("the prompt is neither text nor messages", where=f"{path}, row {number}")
-        yield prompt
-
-
-def _as_prompt(text: Text, base: Base, *, plain: bool) -> Text:
-    if isinstance(text, str) and base.tokenizer.chat_template and not plain:
-        return [{"role": "user", "content": text}]
-    return text
+def _as_turn(row: Preference, base: Base, *, plain: bool) -> Preference:
+    if isinstance(row.prompt, str) and base.tokenizer.chat_template and not plain:
+        return replace(row, prompt=[{"role": "user", "content": row.prompt}])
+    return row

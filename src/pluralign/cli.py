@@ -24,7 +24,7 @@ from pluralign.errors import PluralignError
 if TYPE_CHECKING:
     from pluralign.training import TrainResult
 
-DONE, PARTLY, USAGE = 0, 1, 2
+DONE, PARTLY, USAGE, INTERRUPTED = 0, 1, 2, 130
 LEGEND = """\
 acc., margin: held-out pairs judged as the person did, and by how much   others: other people's pairs
 kept: of what the base knows, what the adapter still knows (own: asked in the person's own manner)
@@ -47,8 +47,10 @@ def demo(config: DemoConfig) -> int:
 def data_check(config: CheckConfig) -> int:
     """Validate a table of preferences and say what one wants to know before training on it."""
     from pluralign.preferences import check_preferences, load_preferences
-    from pluralign.storage import write_json
+    from pluralign.storage import check_place, write_json
 
+    if config.output:
+        check_place(config.output)
     tokenizer = None
     if config.model is not None:
         from pluralign.models import load_tokenizer
@@ -176,9 +178,14 @@ def _run(name: str, arguments: list[str]) -> int:
         return command.run(config)
     except PluralignError as error:
         return _fail(str(error), error.exit_code)
+    except OSError as error:
+        # What the system refuses (a folder that cannot be written, a full disk) is no fault of the program.
+        if error.filename is None:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}. What was finished before is whole")
     except KeyboardInterrupt:
-        _say("interrupted; the same command goes on where this one stopped")
-        return 130
+        print("interrupted; what was finished is kept", file=sys.stderr, flush=True)
+        return INTERRUPTED
 
 
 def _command(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -203,8 +210,10 @@ def _help() -> str:
 
 
 def _close(result: TrainResult) -> int:
+    from pluralign.preferences import shown
+
     for user, reason in result.skipped.items():
-        _say(f"skipped {user!r}: {reason}")
+        _say(f"skipped {shown(user)!r}: {reason}")
     _say(f"results: {result.output_dir}")
     return PARTLY if result.skipped else DONE
 

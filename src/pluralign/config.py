@@ -283,9 +283,9 @@ class GenerateConfig:
     run: str = "runs/train"
     """Folder of a finished run."""
     prompts: str | list[str] = field(default_factory=list)
-    """Prompts, or files of them (JSONL with a `prompt` column, or text with one a line)."""
-    users: list[str] | None = None
-    """Whose adapters answer; everybody's by default."""
+    """Prompts, or files of them (a table with a `prompt` column, or `.txt` with one a line)."""
+    users: str | list[str] | None = None
+    """Whose adapters answer, one or a list; everybody's by default."""
     plain: bool = False
     """Take text prompts as they are; without it they are one user turn of the chat template, where there is one."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pluralign.config import DemoConfig, TrainConfig
+from pluralign.errors import InputError
 from pluralign.resolve import resolve
 from pluralign.storage import write_text
 
@@ -27,14 +28,20 @@ def run_demo(config: DemoConfig) -> tuple[TrainResult, Evaluation]:
 
     Returns:
         The trained population and its evaluation, both also written below `config.output_dir`.
+
+    Raises:
+        InputError: the folder holds something else than an earlier demo, which would be overwritten.
     """
     from pluralign.evaluation import read_evaluation
     from pluralign.training import train
     from pluralign.world import World
 
+    folder = Path(config.output_dir)
+    table = folder / "world" / "preferences.jsonl"
+    if not table.exists() and folder.is_dir() and any(folder.iterdir()):
+        raise InputError("the folder holds no demo that could be replaced", where=str(folder), fix="Name another.")
     world = World(0)
     rows = world.preferences(world.users(config.users), pairs_per_user=PAIRS)
-    table = Path(config.output_dir) / "world" / "preferences.jsonl"
     write_text(table, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     settings = resolve(TrainConfig, demo_settings(config, table))
     result = train(settings)

@@ -37,10 +37,3 @@ class PersonError(PluralignError):
     def __init__(self, user: str, reason: str) -> None:
         self.user, self.reason = user, reason
         super().__init__(f"user {user!r}: {reason}")
-
-
-class MissingExtraError(PluralignError):
-    """An optional dependency is needed; the message names the extra that brings it."""
-
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs {package}: pip install 'pluralign[{extra}]'")

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def progress_bar() -> Progress:
     """A bar with counts and times, for a `with` block; bars inside one another share the terminal."""
     return Progress(
-        TextColumn("{task.description}"),
+        # An id may look like rich's markup, and broken markup is an error.
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from pluralign.errors import InputError
 PRESETS = Path(__file__).parent / "presets"
 MADE_WITH = "made_with"
 """Key of a run's `config.yaml` that says what it was made with: no setting, so left out when one is read back."""
+PRINT_CONFIG = "--print_config"
 
 C = TypeVar("C")
 
@@ -32,14 +33,14 @@ def resolve(cls: type[C], given: C | dict[str, Any] | str | Path) -> C:
     """
     if isinstance(given, cls):
         return given
+    where = ""
     if isinstance(given, str | Path):
-        given = read_yaml(given)
+        given, where = read_yaml(given), str(given)
     if not isinstance(given, dict):
         raise InputError(f"a configuration is a dictionary or the path of a YAML file, not {type(given).__name__}")
     values = _expand_shorthands(given)
     parser = _parser(cls, prog=f"pluralign ({cls.__name__})", method=values.get("method"))
-    parser.exit_on_error = False
-    return _guarded(cls, parser, lambda: parser.parse_object(values))
+    return _guarded(cls, parser, lambda: parser.parse_object(values), where=where)
 
 
 def parse(cls: type[C], arguments: Sequence[str], *, prog: str) -> C:
@@ -49,15 +50,19 @@ def parse(cls: type[C], arguments: Sequence[str], *, prog: str) -> C:
         InputError: as in `resolve`.
         SystemExit: after `--help` or `--print_config`.
     """
-    arguments, files = _rewrite(cls, list(arguments))
-    from_files: dict[str, Any] = {}
-    for file in files:
-        from_files.update(_flat(_expand_shorthands(read_yaml(file)), _leaves(cls)))
-    parser = _parser(cls, prog=prog, method=_peek(arguments, "method") or from_files.get("method"))
-    parser.exit_on_error = False
-    if from_files:
-        _set_defaults(cls, parser, from_files, where=", ".join(files))
-    return _guarded(cls, parser, lambda: parser.parse_args(arguments))
+    # Taken out here: jsonargparse has an option of this name, whose YAML would not be the one of `config.yaml`.
+    print_config = PRINT_CONFIG in arguments
+    arguments, files = _rewrite(cls, [argument for argument in arguments if argument != PRINT_CONFIG])
+    given = {file: _expand_shorthands(read_yaml(file)) for file in files}
+    methods = [values["method"] for values in given.values() if "method" in values]
+    parser = _parser(cls, prog=prog, method=_peek(arguments, "method") or (methods[-1] if methods else None))
+    for file, values in given.items():
+        _set_defaults(cls, parser, values, where=file)
+    config = _guarded(cls, parser, lambda: parser.parse_args(arguments))
+    if print_config:
+        print(as_yaml(config), end="")
+        raise SystemExit(0)
+    return config
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -70,11 +75,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError("there is no such file", where=str(path)) from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise InputError(f"not a YAML file ({error})", where=str(path)) from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # YAML's own messages quote the text over several lines.
+        raise InputError(f"not a YAML file ({' '.join(str(error).split())})", where=str(path)) from None
     if not isinstance(values, dict):
-        raise InputError(f"holds a {type(values).__name__}, not a mapping of keys to values", where=str(path))
-    return {key: value for key, value in values.items() if key != MADE_WITH}
+        found = "is empty" if values is None else f"holds a {type(values).__name__}, not a mapping of keys to values"
+        raise InputError(found, where=str(path), fix="`--print_config` prints all keys as YAML.")
+    return {str(key): value for key, value in values.items() if key != MADE_WITH}
 
 
 def preset(method: str) -> dict[str, Any]:
@@ -99,29 +108,49 @@ def as_yaml(config: Any) -> str:
     return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
+def flat(values: Mapping[str, Any], leaves: Collection[str] = (), prefix: str = "") -> dict[str, Any]:
+    """Nested groups as dotted keys; a key in `leaves` holds a dictionary of the user's own and is left whole."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value and key not in leaves:
+            found.update(flat(value, leaves, f"{key}."))
+        else:
+            found[key] = value
+    return found
+
+
 def _parser(cls: type[Any], *, prog: str, method: str | None) -> Any:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=(cls.__doc__ or "").strip())
+    parser = ArgumentParser(prog=prog, description=(cls.__doc__ or "").strip(), exit_on_error=False)
     parser.add_argument("--config", metavar="FILE", help="A YAML file with any of the keys below; may be given again.")
+    parser.add_argument(PRINT_CONFIG, action="store_true", help="Print all keys with their values as YAML, and stop.")
     parser.add_class_arguments(cls, None, as_group=False)
     # Commands that train have a method; the demo hands its own on.
     if "method" in (leaves := _leaves(cls)) and "loss.type" in leaves:
-        method = method or cls.method
-        _set_defaults(cls, parser, _flat(preset(method), leaves), where=f"method {method}")
+        method = str(method or cls.method)
+        _set_defaults(cls, parser, preset(method), where=f"method {method}")
     return parser
 
 
 def _set_defaults(cls: type[Any], parser: Any, values: dict[str, Any], *, where: str) -> None:
     known = _leaves(cls)
-    for key in values:
+    given = flat(values, known)
+    groups = {key.rpartition(".")[0] for key in known}
+    for key, value in given.items():
+        if key in groups and key not in known:
+            raise InputError(f"{key!r} is a group of keys, and it is set to {value!r}", where=where)
         if key not in known:
             raise InputError(f"{key!r} is no key", where=where, fix=_near(key, list(known)).strip())
-    parser.set_defaults(values)
+    # Defaults are taken unseen by the parser: their types are checked here.
+    typed = _guarded(cls, parser, lambda: parser.parse_object(values), where=where)
+    checked = flat(asdict(typed), known)
+    parser.set_defaults({key: checked[key] for key in given})
 
 
-def _guarded(cls: type[C], parser: Any, run: Any) -> C:
+def _guarded(cls: type[C], parser: Any, run: Callable[[], Any], *, where: str = "") -> C:
     from jsonargparse import ArgumentError
 
     try:
@@ -129,10 +158,10 @@ def _guarded(cls: type[C], parser: Any, run: Any) -> C:
             warnings.filterwarnings("ignore", module="jsonargparse.*")
             namespace = run()
             values = vars(parser.instantiate(namespace))
-            return cls(**{key: value for key, value in values.items() if key != "config"})
+            return cls(**{key: value for key, value in values.items() if key not in ("config", PRINT_CONFIG[2:])})
     except (ArgumentError, TypeError) as error:
         message = " ".join(str(error).split())
-        raise InputError(message.removesuffix("."), fix=_near_unknown(cls, message)) from None
+        raise InputError(message.removesuffix("."), where=where, fix=_near_unknown(cls, message)) from None
 
 
 def _expand_shorthands(given: dict[str, Any]) -> dict[str, Any]:
@@ -186,19 +215,7 @@ def _peek(arguments: list[str], key: str) -> str | None:
 
 def _leaves(cls: type[Any]) -> dict[str, Any]:
     """Every key of a configuration, dotted, with its default."""
-    return _flat(asdict(cls()), {})
-
-
-def _flat(values: dict[str, Any], leaves: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested groups as dotted keys; a key in `leaves` holds a dictionary of the user's own and is left whole."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, dict) and value and key not in leaves:
-            flat.update(_flat(value, leaves, f"{key}."))
-        else:
-            flat[key] = value
-    return flat
+    return flat(asdict(cls()))
 
 
 def _near(word: str, words: list[str]) -> str:

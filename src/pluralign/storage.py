@@ -28,10 +28,28 @@ def write_bytes(path: Path | str, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(staging, path)
-    except BaseException:
+    except BaseException as error:
         staging.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            # The system names the staging file, and of a full disk none: the reader knows this one.
+            error.filename = str(path)
         raise
     _sync_folder(path.parent)
+
+
+def check_place(path: Path | str) -> None:
+    """Find out now, and not after the work, that a file cannot be written.
+
+    Raises:
+        InputError: there is a folder of that name, or its own folder cannot be made or written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError("it is a folder, and a file is to be written", where=str(path), fix="Name a file in it.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        found = f"{above} is {'a folder that may not be written to' if above.is_dir() else 'a file, not a folder'}"
+        raise InputError(found, where=str(path), fix="Name another place.")
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -40,7 +58,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write JSON with sorted keys left as given, two spaces of indent and a final newline; NaN is refused."""
+    """Write JSON with keys in the order given, two spaces of indent and a final newline; NaN is refused."""
     text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     # An id may hold half a surrogate pair, which UTF-8 has no bytes for; JSON's own escape has.
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
@@ -50,13 +68,15 @@ def read_json(path: Path | str) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: the file is missing or is not JSON; the message names the line.
+        InputError: the file is missing, cannot be read or is not JSON; the message names the line.
     """
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError("there is no such file", where=str(path)) from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"not JSON ({error})", where=str(path)) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ def test_prefixes_are_read_and_plain_is_the_bases(tmp_path: Path) -> None:
         (GOOD | {"topic": 3}, "topic"),
         (GOOD | {"scope": "elsewhere"}, "scope"),
         (GOOD | {"prefix": 3}, "prefix"),
+        (GOOD | {"question": "half a \ud83d pair"}, None),
         (GOOD | {"prefixes": {"formal": 3}}, "prefixes"),
     ],
 )
@@ -172,9 +174,12 @@ def test_trivia_as_file_folder_and_archive_are_the_same(tmp_path: Path) -> None:
             member.size = len(content or b"")
             member.type = tarfile.REGTYPE if content else tarfile.DIRTYPE
             tar.addfile(member, io.BytesIO(content or b""))
-    sources = [f"trivia:{folder / 'places'}", f"trivia:{folder}", f"trivia:{archive}"]
+    published = tmp_path / "published"
+    published.mkdir()
+    shutil.copy(archive, published)
+    sources = [f"trivia:{path}" for path in (folder / "places", folder, archive, published)]
     questions = [[(probe.id, probe.question, probe.answer) for probe in read(source).probes] for source in sources]
-    assert questions[0] == questions[1] == questions[2]
+    assert questions[0] == questions[1] == questions[2] == questions[3]
     assert any("no line starts with #Q" in str(problem) for problem in read(sources[1]).problems)
     assert not (tmp_path.parent / "escape").exists()
 
@@ -202,6 +207,11 @@ def test_arc_format(tmp_path: Path) -> None:
         ("Two lines?\nYes.", ("one", "two"), 0),
     ]
     assert [problem.place.row for problem in found.problems] == [3, 4, 5, 6, 7]
+
+
+def test_a_folder_is_no_split_of_arc(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Name one of its files"):
+        load_probes(f"arc:{tmp_path}")
 
 
 @pytest.mark.parametrize("content", [b"{}", b"not json", b"\xff\xfe"])

@@ -86,6 +86,13 @@ def test_changed_data_is_refused(run: TrainConfig) -> None:
     assert not (Path(run.output_dir) / "evaluation.json").exists()
 
 
+def test_the_runs_own_data_under_another_name_holds_out_the_same_rows(run: TrainConfig, tmp_path: Path) -> None:
+    """Rows that it was trained on do not count as held out."""
+    as_trained = evaluate(again(run)).as_dict()
+    moved = Path(str(run.data.path)).rename(tmp_path / "moved.jsonl")
+    assert evaluate(again(run, data=replace(run.data, path=str(moved)))).as_dict() == as_trained
+
+
 def test_held_out_rows_of_the_callers_own(run: TrainConfig, tmp_path: Path) -> None:
     table = tmp_path / "mine.jsonl"
     table.write_text(json.dumps({"user": "Ann", "prompt": "q?", "chosen": "yes", "rejected": "no"}) + "\n")

@@ -264,6 +264,18 @@ def config(model: str, data: str, output: Path, **changes: Any) -> AnchorTableCo
     )
 
 
+def test_the_command_says_what_is_lost(make_base: Callable[..., Base], tmp_path: Path) -> None:
+    model = saved(make_base(), tmp_path / "model")
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"prompt": "a", "chosen": " b" * 600, "rejected": " c"}))
+    with pytest.warns(UserWarning, match="of 1 rows, 0 had a prompt cut on the left and 1 a response cut on the right"):
+        anchor(config(model, str(data), tmp_path / "cut.parquet"))
+    data.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": ""}))
+    with pytest.warns(UserWarning, match="rows left out"), pytest.raises(InputError, match="no row can be used"):
+        anchor(config(model, str(data), tmp_path / "none.parquet"))
+    assert not (tmp_path / "none.parquet").exists()
+
+
 def test_the_command_writes_a_table_that_another_base_renews(make_base: Callable[..., Base], tmp_path: Path) -> None:
     model, other = saved(make_base(), tmp_path / "model"), saved(make_base(seed=1), tmp_path / "other")
     data = preferences_file(tmp_path / "data.jsonl")

@@ -13,7 +13,8 @@ from pluralign.errors import InputError
 from pluralign.objectives import Objective, base_anchor, chosen_anchor, sigmoid_loss
 
 FORMS = ("hinge", "absolute", "squared", "nll")
-log_probs = st.floats(-300, 0).map(lambda value: torch.tensor([value], dtype=torch.float64))
+# Equal, or further apart than rounding.
+log_probs = st.floats(-300, 0).map(lambda value: torch.tensor([round(value, 2)], dtype=torch.float64))
 betas = st.floats(0.01, 2)
 
 
@@ -62,6 +63,25 @@ def test_dpop_is_the_chosen_anchor_inside_the_sigmoid(chosen, rejected, ref_chos
     margin = (chosen - rejected) - (ref_chosen - ref_rejected)
     penalty = chosen_anchor(chosen, ref_chosen)
     torch.testing.assert_close(loss, sigmoid_loss(margin - 5 * penalty, beta=beta))
+
+
+@pytest.mark.parametrize(
+    "anchor",
+    [
+        *(AnchorConfig(base=BaseAnchorConfig(weight=0.4, form=form)) for form in ("hinge", "absolute", "squared")),
+        AnchorConfig(base=BaseAnchorConfig(weight=0.4, placement="inside")),
+        AnchorConfig(chosen=ChosenAnchorConfig(weight=5.0)),
+    ],
+)
+@pytest.mark.parametrize("rounding", [-2e-5, 2e-5])
+def test_rounding_of_a_reference_does_not_decide_whether_a_fresh_policy_is_anchored(anchor, rounding):
+    gradients = []
+    for difference in (0.0, rounding):
+        policy = {name: torch.tensor([-40.0], requires_grad=True) for name in ("chosen", "rejected", "base")}
+        reference = {name: value.detach() + difference for name, value in policy.items()}
+        Objective(LossConfig(), anchor)(policy, reference, tokens()).per_example.sum().backward()
+        gradients.append([0.0 if value.grad is None else value.grad.item() for value in policy.values()])
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-4)
 
 
 @given(log_probs, log_probs, log_probs, log_probs, betas, st.floats(0.01, 0.4))
@@ -116,6 +136,23 @@ def test_a_loss_of_the_users_own_sees_the_other_columns():
     reference = {name: torch.zeros(2) for name in policy}
     losses = objective(policy, reference, lengths, {"strength": torch.tensor([1.0, 2.0])})
     assert losses.per_example.tolist() == [1.0, 3.0]
+
+
+def mean_of_all(margin, **_):
+    return margin.mean()
+
+
+def numbers(margin, **_):
+    return margin.tolist()
+
+
+@pytest.mark.parametrize(("name", "found"), [("mean_of_all", r"a tensor \[\] for 2"), ("numbers", "a list for 2")])
+def test_a_loss_of_the_users_own_that_is_not_per_example_is_refused(name, found):
+    objective = Objective(LossConfig(type=f"{__name__}:{name}"))
+    values = {side: torch.zeros(2) for side in ("chosen", "rejected")}
+    lengths = {side: torch.ones(2, dtype=torch.long) for side in values}
+    with pytest.raises(InputError, match=found):
+        objective(values, values, lengths)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pluralign.preferences import folder_name
+from pluralign.preferences import folder_name, shown
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]), min_size=1, max_size=150)
 SIMILAR = st.text("aA.%-_/é\ud800", min_size=1, max_size=130)
@@ -49,3 +49,15 @@ def test_plain_ids_are_their_own_folders():
 def test_an_empty_id_has_no_folder():
     with pytest.raises(ValueError, match="empty"):
         folder_name("")
+
+
+@given(st.one_of(ANY_TEXT, SIMILAR))
+@example("x" * 10_000)
+@example("\x1b[31mred\nline")
+def test_an_id_on_a_terminal_is_one_short_line_that_steers_nothing(user):
+    text = shown(user)
+    assert text.isprintable() and 1 <= len(text) <= 60
+
+
+def test_an_id_that_prints_is_shown_as_it_is():
+    assert [shown(user) for user in ("ann", "../..", "Ä 😀")] == ["ann", "../..", "Ä 😀"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import pluralign.training.arguments as arguments
 import pluralign.training.population as population
 from pluralign.config import AnchorConfig, BaseAnchorConfig
 from pluralign.errors import InputError, PluralignError
@@ -138,6 +140,7 @@ def test_full_fine_tuning(make_rows: Any, make_config: Any) -> None:
         ({"training": {"lr_scheduler_type": "sideways"}}, "refuses"),
         ({"training": {"per_device_train_batch_size": 0}}, "at least 1"),
         ({"training": {"early_stopping_patience": 1, "eval_strategy": "no"}}, "eval_strategy"),
+        ({"training": {"report_to": "nobody"}}, r"training\.report_to.*nobody"),
         ({"weighting": {"column": "wieght"}}, "no row has the column 'wieght'"),
         ({"loss": {"beta": 0.0}}, "loss.beta"),
         ({"evaluation": {"probes": "nowhere.jsonl"}}, "nowhere.jsonl"),
@@ -150,6 +153,40 @@ def test_a_configuration_that_cannot_work_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=message):
         train(config)
     assert not (Path(config.output_dir) / "adapters").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
+    make_rows: Any, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent() -> None:
+        raise RuntimeError("it requires tensorboard to be installed")
+
+    monkeypatch.setattr(arguments, "get_reporting_integration_callbacks", lambda names: [absent])
+    config = make_config(make_rows(["a"], pairs=4), training={"report_to": "tensorboard"})
+    with pytest.raises(InputError, match="requires tensorboard"):
+        train(config)
+    assert not Path(config.output_dir).exists()
+
+
+def test_probes_that_the_model_cannot_be_asked_are_refused_before_training(
+    make_rows: Any, make_config: Any, tmp_path: Path
+) -> None:
+    probes = tmp_path / "probes.jsonl"
+    probes.write_text('{"question": [{"role": "user", "content": "?"}], "options": ["a", "b"], "answer": 0}\n')
+    config = make_config(make_rows(["a"], pairs=4), evaluation={"probes": str(probes)})
+    with pytest.raises(InputError, match=r"probes\.jsonl, row 1: .*no chat template"):
+        train(config)
+    assert not (Path(config.output_dir) / "metrics.jsonl").exists()
+
+
+def test_a_person_whose_validation_lacks_the_metric_costs_the_others_nothing(make_rows: Any, make_config: Any) -> None:
+    """Prompts without a pair have no accuracy."""
+    prompts = [{"user": "b", "prompt": row["prompt"], "base": " the river"} for row in make_rows(["b"], 8)]
+    table = prompts + make_rows(["a"], 8)
+    anchor, training = AnchorConfig(BaseAnchorConfig(weight=0.3)), {"metric_for_best_model": "rewards/accuracies"}
+    result = train(make_config(table, anchor=anchor, training=training))
+    assert list(result.adapters) == ["a"]
+    assert "'rewards/accuracies'" in result.skipped["b"] and "logps/base" in result.skipped["b"]
 
 
 def test_bad_people_are_reported_and_cost_the_others_nothing(
@@ -284,6 +321,32 @@ def test_another_run_is_refused_and_the_same_one_is_kept(make_rows: Any, make_co
     assert not (result.output_dir / "adapters" / "b").exists()
 
 
+def test_a_folder_that_was_moved_goes_on_with_its_best_checkpoint(
+    make_rows: Any, make_config: Any, weights: Any, metrics: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Stopped behind its best checkpoint, moved, and gone on with."""
+    settings = {"learning_rate": 0.3, "lr_scheduler_type": "constant", "num_train_epochs": 5}
+    training = {**settings, "load_best_model_at_end": True}
+    undisturbed = train(make_config(make_rows(["a"]), "undisturbed", training=training))
+    losses = [line["eval_loss"] for line in metrics(undisturbed.output_dir) if "eval_loss" in line]
+    assert losses.index(min(losses)) < 3
+    kept = PreferenceTrainer._save_checkpoint
+
+    def stop_at_epoch_4(self: Any, *args: Any) -> None:
+        kept(self, *args)
+        if self.state.global_step == 12:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(PreferenceTrainer, "_save_checkpoint", stop_at_epoch_4)
+    config = make_config(make_rows(["a"]), "stopped", training=training)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.undo()
+    moved = Path(config.output_dir).rename(tmp_path / "moved")
+    result = train(replace(config, output_dir=str(moved)))
+    torch.testing.assert_close(weights(result.adapters["a"]), weights(undisturbed.adapters["a"]), rtol=0, atol=0)
+
+
 def test_results_without_a_configuration_are_not_touched(make_rows: Any, make_config: Any) -> None:
     config = make_config(make_rows(["a"]))
     (Path(config.output_dir) / "model").mkdir(parents=True)
@@ -315,8 +378,12 @@ def test_rows_that_only_anchor(make_rows: Any, make_config: Any, metrics: Any) -
 def test_weights_that_changed_behind_the_name_are_refused(make_rows: Any, make_config: Any, tmp_path: Path) -> None:
     shutil.copytree(make_config(make_rows(["a"])).model, tmp_path / "model")
     config = make_config(make_rows(["a"]), model=str(tmp_path / "model"))
-    train(config)
+    first = json.loads((train(config).adapters["a"] / "pluralign.json").read_text())
     weights = load_file(tmp_path / "model" / "model.safetensors")
     save_file({name: value * 1.01 for name, value in weights.items()}, tmp_path / "model" / "model.safetensors")
     with pytest.raises(InputError, match="fingerprint"):
         train(config)
+    anew = train(replace(config, overwrite=True))
+    info = json.loads((anew.adapters["a"] / "pluralign.json").read_text())
+    assert info["base_fingerprint"] != first["base_fingerprint"]
+    assert train(config) == anew

@@ -152,6 +152,8 @@ def test_a_step_does_not_depend_on_how_it_is_split(
     batch, accumulation = split
     whole = make(rows=rows, column=column, per_device_train_batch_size=batch * accumulation)
     parts = make(rows=rows, column=column, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
+    # As of models whose forward takes no further keywords; for them the Trainer would divide by the forwards.
+    parts.model_accepts_loss_kwargs = False
     whole.train()
     parts.train()
     for name in ("loss", "grad_norm", "rewards/margins", "logps/chosen"):
@@ -253,6 +255,25 @@ def test_order_belongs_to_seed_and_epoch() -> None:
     assert list(EpochSampler(5, multiple=4)) == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
+def test_the_trainer_takes_that_order(make: Make, make_rows: Any) -> None:
+    rows = make_rows(["a"], 6)
+    for number, row in enumerate(rows):
+        row["columns"] = {"number": number}
+    trainer = make(
+        rows=rows, train_sampling_strategy="random", seed=3, num_train_epochs=2, per_device_train_batch_size=6
+    )
+    seen: list[int] = []
+    collator = trainer.data_collator
+
+    def watched(examples: Any) -> Any:
+        seen.extend(example.row.preference.columns["number"] for example in examples)
+        return collator(examples)
+
+    trainer.data_collator = watched
+    trainer.train()
+    assert seen == [number for epoch in (0, 1) for number in EpochSampler(6, seed=3, epoch=lambda e=epoch: e)]
+
+
 @given(length=st.integers(1, 40), batch=st.integers(1, 5), processes=st.integers(2, 4), seed=st.integers(0, 2**31))
 def test_processes_have_as_many_batches_each_and_every_row_once(
     length: int, batch: int, processes: int, seed: int
@@ -299,6 +320,15 @@ def test_bf16(make_rows: Any, make_config: Any, metrics: Any, weights: Any) -> N
     assert abs(lines[0]["rewards/margins"]) < 0.02
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert all(tensor.dtype == torch.float32 for tensor in weights(result.adapters["a"]).values())
+
+
+def test_bf16_keeps_logits_as_they_are(make: Make, make_rows: Any) -> None:
+    """Autocast is on in training and in validation, and nobody makes a float32 copy of the logits."""
+    seen = set()
+    trainer = make(bf16=True, held_out=make_rows(["b"], 4), eval_strategy="epoch")
+    trainer.model.register_forward_hook(lambda _module, _inputs, output: seen.add(output.logits.dtype))
+    trainer.train()
+    assert seen == {torch.bfloat16}
 
 
 def test_gradient_checkpointing_changes_nothing(make_rows: Any, make_config: Any, weights: Any) -> None:

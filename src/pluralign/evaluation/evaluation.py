@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pluralign.config import EvaluationConfig, GenerationConfig
-from pluralign.errors import PluralignError
+from pluralign.errors import InputError, PluralignError
 from pluralign.evaluation.behaviour import behaviour
 from pluralign.evaluation.drift import BaseLogits, drift
 from pluralign.evaluation.pairs import cross_plan, cross_results, drift_results, pair_results, scored_pairs
@@ -75,6 +75,7 @@ def evaluate_people(
         InputError: the probes cannot be used.
     """
     sets = load_probes(settings.probes, max_probes=settings.max_probes, seed=seed)
+    check_questions(sets, encoder)
     rows = _referenced(base, held_out, cache, layout)
     people, missing = gather(adapters, rows, per=per, max_prompts=settings.max_prompts, seed=seed)
     run = _Run(
@@ -291,6 +292,19 @@ def _base_section(run: _Run, sets: Sequence[ProbeSet]) -> dict[str, Any]:
             for found in sets
         ],
     }
+
+
+def check_questions(sets: Sequence[ProbeSet], encoder: Encoder) -> None:
+    """Find out, before the long work, whether every question can be put to the model.
+
+    Raises:
+        InputError: a question is messages, and the tokenizer has no chat template, or one that refuses them.
+    """
+    for probe in (probe for found in sets for probe in found.probes if not isinstance(probe.question, str)):
+        try:
+            encoder.prompt_ids(probe.question)
+        except InputError as error:
+            raise InputError(f"the question cannot be asked ({error.found})", where=str(probe.place)) from None
 
 
 def _book(base: Base, encoder: Encoder, sets: Sequence[ProbeSet], held_out: Sequence[Anchored]) -> ProbeBook:

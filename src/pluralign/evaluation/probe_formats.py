@@ -21,7 +21,7 @@ _TRIVIA_OPTION = re.compile(r"([A-Z]) (.*)")
 
 
 def read_trivia(path: Path) -> Iterator[tuple[Place, Any]]:
-    """OpenTriviaQA: a folder of category files, one such file, or the whole as tar (gzip or not).
+    """OpenTriviaQA: one category file, the whole as tar (gzip or not), or a folder of these.
 
     An item is `#Q` and the question (which may go on over several lines), `^` and the right answer, then the options
     `A`, `B`, ...; the topic is the file's name. Lines are UTF-8, or Windows-1252 where they are not: published files
@@ -32,7 +32,7 @@ def read_trivia(path: Path) -> Iterator[tuple[Place, Any]]:
     """
     if path.is_dir():
         for file in sorted(item for item in path.rglob("*") if item.is_file() and not item.name.startswith(".")):
-            yield from _trivia_file(str(file), file.name, read_raw(file))
+            yield from read_trivia(file)
     elif tarfile.is_tarfile(path):
         yield from _trivia_archive(path)
     else:

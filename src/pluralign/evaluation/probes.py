@@ -99,6 +99,11 @@ def parse_probe(item: Any, place: Place) -> Probe:
     """
     if not isinstance(item, dict):
         raise UnusableProbeError(None, f"the row is a {type(item).__name__}, not an object")
+    try:
+        json.dumps(item, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(error.object[error.start]):04X}"
+        raise UnusableProbeError(None, f"it holds the lone surrogate {code}, which is no text") from None
     options = _options(item.get("options"))
     identifier, topic, scope = item.get("id", place.row), item.get("topic", "all"), item.get("scope", "outside")
     if not isinstance(identifier, str | int) or identifier == "":
@@ -168,6 +173,8 @@ def _read(name: str) -> ProbeSet:
         if name.startswith(prefix):
             path = Path(name.removeprefix(prefix)).expanduser()
             require_file(path, name)
+            if path.is_dir() and read is read_arc:
+                raise InputError("a folder, not a file", where=name, fix="Name one of its files.")
             return collect(name, read(path))
     path = Path(name).expanduser()
     require_file(path, name)

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pluralign.config import EvaluateConfig, EvaluationConfig, ModelConfig, TrainConfig
+from pluralign.config import DataConfig, EvaluateConfig, EvaluationConfig, ModelConfig, TrainConfig
 from pluralign.errors import InputError
 from pluralign.evaluation.evaluation import evaluate_people
 from pluralign.evaluation.probes import world_of
 from pluralign.evaluation.results import Evaluation
 from pluralign.models.adapters import read_index
-from pluralign.models.anchoring import adopt_anchored, anchor_preferences
+from pluralign.models.anchoring import adopt_anchored, anchor_preferences, encoder_of, warn_of_losses
 from pluralign.models.base import load_base
 from pluralign.models.cache import Cache
-from pluralign.models.encoding import Encoder
-from pluralign.models.generation import context_length
 from pluralign.models.layout import choose_layout
 from pluralign.preferences import ALL, Preferences, data_hash, load_preferences, split_preferences
 from pluralign.resolve import MADE_WITH, resolve
+from pluralign.storage import check_place
 
 DATA_HASH = "data_hash"
-SHOWN_PROBLEMS = 5
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -38,22 +35,19 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         What was written; people without a usable adapter are in `skipped`.
 
     Raises:
-        InputError: there is no such run, its data has changed since, or data or probes cannot be used.
+        InputError: there is no such run, its data has changed since, data or probes cannot be used, or the output
+            cannot be written.
     """
     run = Path(config.run)
     trained = _trained(run)
+    output = Path(config.output or run / "evaluation.json")
+    check_place(output)
     adapters, skipped = adapters_of(run, trained)
     data = config.data or trained.data
-    rows = _given(config, trained) if config.data else _held_out(run, trained)
+    rows = _held_out(run, trained, config.data)
     base = load_base(replace(_model(trained), device=config.device))
     layout = choose_layout(base.model, base.tokenizer)
-    encoder = Encoder(
-        base.tokenizer,
-        max_prompt_length=data.max_prompt_length,
-        max_response_length=data.max_response_length,
-        context_length=context_length(base.model),
-        chat_template=data.chat_template,
-    )
+    encoder = encoder_of(base, data)
     cache = Cache(trained.cache_dir)
     adopt_anchored(rows, base=base, encoder=encoder, cache=cache, layout=layout)
     anchored = anchor_preferences(
@@ -66,6 +60,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         branches=("chosen", "rejected"),
         seed=trained.seed,
     )
+    warn_of_losses([str(problem) for problem in rows.problems], [row.encoded for row in anchored])
     evaluation = evaluate_people(
         base,
         adapters,
@@ -80,7 +75,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         skipped=skipped,
         world=world_of("world") if data.path == "world" else None,
     )
-    evaluation.write(config.output or run / "evaluation.json")
+    evaluation.write(output)
     return evaluation
 
 
@@ -103,12 +98,17 @@ def _trained(run: Path) -> TrainConfig:
     return resolve(TrainConfig, path)
 
 
-def _held_out(run: Path, trained: TrainConfig) -> Preferences:
-    """The rows the run held out, found by the same split of the same data."""
-    preferences = load_preferences(trained.data, trained.seed)
+def _held_out(run: Path, trained: TrainConfig, given: DataConfig | None) -> Preferences:
+    """The rows the run held out, found by the same split of the same data; of other data all rows.
+
+    The run's own data is known by its content: moved and given by its new name, its training rows are not held out.
+    """
+    preferences = load_preferences(given or trained.data, trained.seed)
     recorded = _made_with(run / "config.yaml").get(DATA_HASH)
-    found = data_hash(preferences)
-    if recorded is not None and recorded != found:
+    same = recorded == data_hash(preferences)
+    if given and not same:
+        return preferences
+    if not same and recorded is not None:
         raise InputError(
             "the data hash is not that of the run: rows it was trained on may be held out now",
             where=str(trained.data.path),
@@ -122,23 +122,7 @@ def _held_out(run: Path, trained: TrainConfig) -> Preferences:
         seed=trained.seed,
         data=trained.data,
     )
-    _report(held_out)
     return held_out
-
-
-def _given(config: EvaluateConfig, trained: TrainConfig) -> Preferences:
-    assert config.data is not None
-    preferences = load_preferences(config.data, trained.seed)
-    _report(preferences)
-    return preferences
-
-
-def _report(preferences: Preferences) -> None:
-    problems = preferences.problems
-    if problems:
-        lines = [str(problem) for problem in problems[:SHOWN_PROBLEMS]]
-        lines += [f"and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
-        warnings.warn("held-out rows left out:\n  " + "\n  ".join(lines), stacklevel=3)
 
 
 def _made_with(path: Path) -> dict[str, Any]:

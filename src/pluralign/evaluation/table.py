@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pluralign.evaluation.results import measure_of
+from pluralign.preferences import shown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,7 +69,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         results = evaluation.people[person]
         cells = [_number(measure_of(results, column.measure), column.digits) for column in columns]
         # Text, not a string: an id may hold what rich takes for markup.
-        table.add_row(Text(shown(person), no_wrap=True, overflow="ellipsis"), *cells)
+        table.add_row(Text(shown(person, NAME_WIDTH), no_wrap=True, overflow="ellipsis"), *cells)
     table.add_section()
     if len(evaluation.people) > 1:
         means = [_number(_mean(evaluation, column.measure), column.digits) for column in columns]
@@ -77,12 +78,6 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     if any(base):
         table.add_row(Text("base", style="dim"), *base, style="dim")
     return table
-
-
-def shown(person: str) -> str:
-    """An id on one line of at most 22 characters: what does not print is escaped, the middle left out."""
-    text = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in person)
-    return text if len(text) <= NAME_WIDTH else f"{text[: NAME_WIDTH - 8]}...{text[-5:]}"
 
 
 def _goodness(results: Mapping[str, Any]) -> tuple[float, ...]:
@@ -100,7 +95,7 @@ def _caption(evaluation: Evaluation, columns: list[Column]) -> Any:
     if more > 0:
         lines.append(f"worst first; {more} more people are in evaluation.json")
     for person, reason in list(evaluation.skipped.items())[:ROWS]:
-        lines.append(f"skipped {shown(person)}: {reason}")
+        lines.append(f"skipped {shown(person, NAME_WIDTH)}: {reason}")
     if len(evaluation.skipped) > ROWS:
         lines.append(f"{len(evaluation.skipped) - ROWS} more were skipped")
     if not columns:

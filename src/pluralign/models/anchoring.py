@@ -8,18 +8,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pluralign.config import AnchorTableConfig, GenerationConfig
+from pluralign.config import AnchorTableConfig, DataConfig, GenerationConfig
 from pluralign.errors import InputError
 from pluralign.models.anchored_table import Anchored, anchored_facts, read_anchored, write_anchored
 from pluralign.models.base import Base, load_base
 from pluralign.models.cache import Cache
-from pluralign.models.encoding import BRANCHES, Encoder
+from pluralign.models.encoding import BRANCHES, Encoded, Encoder
 from pluralign.models.generation import context_length
 from pluralign.models.layout import choose_layout
 from pluralign.models.references import base_responses, keep_logps, reference_logps
 from pluralign.models.rows import Layout
 from pluralign.preferences import load_preferences
 from pluralign.preferences.schema import Preference, Preferences
+from pluralign.storage import check_place
 
 __all__ = [
     "Anchored",
@@ -27,11 +28,28 @@ __all__ = [
     "anchor",
     "anchor_preferences",
     "anchored_facts",
+    "encoder_of",
     "read_anchored",
+    "warn_of_losses",
     "write_anchored",
 ]
 
 _REPORTED = 5
+
+
+def encoder_of(base: Base, data: DataConfig) -> Encoder:
+    """The encoder of a base model with the limits of a configuration.
+
+    Raises:
+        InputError: as `Encoder`.
+    """
+    return Encoder(
+        base.tokenizer,
+        max_prompt_length=data.max_prompt_length,
+        max_response_length=data.max_response_length,
+        context_length=context_length(base.model),
+        chat_template=data.chat_template,
+    )
 
 
 def anchor_preferences(
@@ -73,6 +91,24 @@ def anchor_preferences(
     return [Anchored(*parts) for parts in zip(rows, encoded, references, strict=True)]
 
 
+def warn_of_losses(problems: Sequence[str], encoded: Iterable[Encoded] = ()) -> None:
+    """Warn of rows that were left out, a line each, and of rows that were cut: nothing vanishes silently."""
+    if problems:
+        lines = [*problems[:_REPORTED]]
+        if len(problems) > _REPORTED:
+            lines.append(f"and {len(problems) - _REPORTED} more: pluralign data check names them all")
+        warnings.warn("rows left out:\n  " + "\n  ".join(lines), stacklevel=3)
+    cuts = [set(one.cut) for one in encoded]
+    prompts = sum("prompt" in cut for cut in cuts)
+    responses = sum(bool(cut - {"prompt"}) for cut in cuts)
+    if prompts or responses:
+        warnings.warn(
+            f"of {len(cuts)} rows, {prompts} had a prompt cut on the left and {responses} a response cut on the right "
+            "(data.max_prompt_length, data.max_response_length, the model's context)",
+            stacklevel=3,
+        )
+
+
 def adopt_anchored(
     preferences: Iterable[Preference], *, base: Base, encoder: Encoder, cache: Cache, layout: Layout
 ) -> None:
@@ -91,28 +127,25 @@ def adopt_anchored(
 def anchor(config: AnchorTableConfig) -> Path:
     """Write the anchored table of a configuration: all branches, base responses where the data has none.
 
-    Rows that cannot be read are left out with a warning that names them. An anchored table of another base may be the
-    data: its base responses and log-probs are then made anew.
+    Rows that cannot be read are left out and rows that are too long are cut, with warnings that say so. An anchored
+    table of another base may be the data: its base responses and log-probs are then made anew.
 
     Returns:
         The file.
 
     Raises:
-        InputError: the output is there and `overwrite` is not set, or model or data cannot be used.
+        InputError: the output is there and `overwrite` is not set, or output, model or data cannot be used.
     """
     output = Path(config.output)
+    check_place(output)
     if output.exists() and not config.overwrite:
         raise InputError("the file is there already", where=str(output), fix="Name another output, or set --overwrite.")
     preferences = load_preferences(config.data, config.seed)
-    _report(preferences)
+    warn_of_losses([str(problem) for problem in preferences.problems])
+    if not preferences.rows:
+        raise InputError("no row can be used", where=preferences.name, fix="See pluralign data check.")
     base = load_base(config)
-    encoder = Encoder(
-        base.tokenizer,
-        max_prompt_length=config.data.max_prompt_length,
-        max_response_length=config.data.max_response_length,
-        context_length=context_length(base.model),
-        chat_template=config.data.chat_template,
-    )
+    encoder = encoder_of(base, config.data)
     rows = anchor_preferences(
         base,
         _without_foreign_responses(preferences, base),
@@ -123,6 +156,7 @@ def anchor(config: AnchorTableConfig) -> Path:
         branches=BRANCHES,
         seed=config.seed,
     )
+    warn_of_losses([], [row.encoded for row in rows])
     facts = {"base_responses": asdict(config.base_responses), "seed": config.seed}
     write_anchored(output, rows, base, encoder=encoder, facts=facts)
     return output
@@ -156,13 +190,3 @@ def _anchored_tables(preferences: Iterable[Preference]) -> dict[str, dict[str, A
     """The anchored tables among the files that rows were read from, with their metadata."""
     facts = {file: anchored_facts(file) for file in sorted({row.place.file for row in preferences})}
     return {file: found for file, found in facts.items() if found is not None}
-
-
-def _report(preferences: Preferences) -> None:
-    problems = preferences.problems
-    if not problems:
-        return
-    lines = [str(problem) for problem in problems[:_REPORTED]]
-    if len(problems) > _REPORTED:
-        lines.append(f"and {len(problems) - _REPORTED} more: pluralign data check names them all")
-    warnings.warn("rows left out:\n  " + "\n  ".join(lines), stacklevel=3)

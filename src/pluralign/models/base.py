@@ -27,6 +27,7 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.tikto
 _NOT_NEEDED = ["original/*", "onnx/*", "consolidated*", "*/*.safetensors"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _HUB_SECONDS = 10.0
+_SAME_MODEL = "Are config.json and the weights of the same model, and is the download complete?"
 
 
 @dataclass
@@ -166,7 +167,8 @@ def _weight_files(folder: Path) -> list[Path]:
                 "it is an adapter, not a base model", where=str(folder), fix="Give the base that it was trained on."
             )
         raise InputError("the folder has no config.json", where=str(folder), fix="Give the folder of a model.")
-    read_json(folder / "config.json")
+    if not isinstance(read_json(folder / "config.json"), dict):
+        raise InputError("it is no JSON object", where=str(folder / "config.json"), fix="Is the download complete?")
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
@@ -208,13 +210,13 @@ def _load_model(folder: Path, config: ModelConfig, device: torch.device) -> Any:
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        raise InputError(f"the model cannot be loaded ({_first_line(error)})", where=where) from error
+        raise InputError(f"the model cannot be loaded ({_first_line(error)})", where=where, fix=_SAME_MODEL) from error
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if missing:
         raise InputError(
             f"the weights lack {len(missing)} tensors of the model, {missing[0]} for one",
             where=where,
-            fix="Are config.json and the weights of the same model, and is the download complete?",
+            fix=_SAME_MODEL,
         )
     return model
 

@@ -18,6 +18,8 @@ from pluralign.objectives.pairwise import hinge_loss, ipo_loss, robust_loss, sig
 
 Branches = Mapping[str, Tensor]
 PAIRWISE = ("sigmoid", "ipo", "hinge", "robust", "sppo_hard")
+ROUNDING = 1e-4
+"""Summed log-probs that differ by less, in nats, differ by rounding only (references within 1e-5 in float32)."""
 
 
 @dataclass
@@ -92,14 +94,16 @@ class Objective:
         base, chosen, nll = self.anchor.base, self.anchor.chosen, self.anchor.nll
         if base.weight > 0:
             tokens = lengths["base"].clamp(min=1) if base.per_token else None
-            value = _only(has["base"], base_anchor(policy["base"], reference["base"], form=base.form, lengths=tokens))
+            fixed = _settled(policy["base"], reference["base"])
+            value = _only(has["base"], base_anchor(policy["base"], fixed, form=base.form, lengths=tokens))
             terms["anchor/loss"] = _nan_where_absent(has["base"], value)
             if base.placement == "inside":
                 inside = inside + base.weight * value
             else:
                 outside = outside + base.weight * self.loss.beta * value
         if chosen.weight > 0:
-            value = _only(has["chosen"], chosen_anchor(policy["chosen"], reference["chosen"]))
+            fixed = _settled(policy["chosen"], reference["chosen"])
+            value = _only(has["chosen"], chosen_anchor(policy["chosen"], fixed))
             terms["anchor/chosen"] = _nan_where_absent(has["chosen"], value)
             if chosen.placement == "inside":
                 inside = inside + chosen.weight * value
@@ -127,7 +131,10 @@ class Objective:
         chosen, rejected = ratios["chosen"] / scale["chosen"], ratios["rejected"] / scale["rejected"]
         margin = chosen - rejected - inside
         if self._custom is not None:
-            return self._custom(margin, beta=beta, policy=policy, reference=reference, lengths=lengths, columns=columns)
+            value = self._custom(
+                margin, beta=beta, policy=policy, reference=reference, lengths=lengths, columns=columns
+            )
+            return _per_example(value, margin, kind)
         if kind == "sigmoid":
             return sigmoid_loss(margin, beta=beta, label_smoothing=self.loss.label_smoothing)
         if kind == "robust":
@@ -148,6 +155,26 @@ class Objective:
             terms["rewards/margins"] = _nan_where_absent(both, margins)
             terms["rewards/accuracies"] = _nan_where_absent(both, (margins > 0).to(margins.dtype))
         return terms
+
+
+def _settled(policy: Tensor, reference: Tensor) -> Tensor:
+    """The reference, and the policy's own value where the two differ by rounding only.
+
+    Every anchor of a fresh adapter stands at its kink, and a cached reference differs from the first forward in its
+    last digits: they would decide whether the first step is anchored.
+    """
+    return torch.where((policy - reference).abs() < ROUNDING, policy.detach(), reference)
+
+
+def _per_example(value: Any, margin: Tensor, path: str) -> Tensor:
+    """A loss of the user's own, if it is one value per example: a mean would be spread over the batch unnoticed."""
+    if not isinstance(value, Tensor) or value.shape != margin.shape:
+        found = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise InputError(
+            f"loss.type {path!r} returns {found} for {len(margin)} examples",
+            fix="It must return a tensor with one value per example.",
+        )
+    return value
 
 
 def _only(has: Tensor, value: Tensor) -> Tensor:
@@ -190,7 +217,8 @@ def _import_loss(path: str) -> Callable[..., Tensor]:
     module_name, _, name = path.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
+    # A path without a module is a ValueError; a module of the user's own may not even be Python.
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise InputError(
             f"loss.type {path!r} cannot be imported ({error})",
             fix="It is 'package.module:function' on the Python path.",

@@ -3,7 +3,8 @@
 from pluralign.preferences.check import CheckReport, check_preferences
 from pluralign.preferences.keys import data_hash, text_key
 from pluralign.preferences.loading import load_preferences
-from pluralign.preferences.people import folder_name
+from pluralign.preferences.people import folder_name, shown
+from pluralign.preferences.prompts import read_prompts
 from pluralign.preferences.schema import ALL, Message, Place, Preference, Preferences, Problem, Text
 from pluralign.preferences.splits import split_preferences
 
@@ -20,6 +21,8 @@ __all__ = [
     "data_hash",
     "folder_name",
     "load_preferences",
+    "read_prompts",
+    "shown",
     "split_preferences",
     "text_key",
 ]

@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pluralign.preferences.people import shown
+
 if TYPE_CHECKING:
     from pluralign.preferences.check import CheckReport, Spread
 
@@ -67,7 +69,7 @@ def _people(report: CheckReport, longest: int) -> Table:
     table = _grid("Users", "user", "rows", "contradictions", "undecided")
     for user in list(report.users)[:longest]:
         contradictions, ties = report.contradictions.get(user, 0), report.ties.get(user, 0)
-        table.add_row(_clipped(user), str(report.users[user]), str(contradictions), str(ties))
+        table.add_row(Text(shown(user)), str(report.users[user]), str(contradictions), str(ties))
     _add_rest(table, len(report.users) - longest)
     return table
 
@@ -76,7 +78,7 @@ def _problems(report: CheckReport, longest: int) -> Table:
     table = _grid("Rows that cannot be used", "")
     table.show_header = False
     for problem in report.problems[:longest]:
-        user = f" (user {_clipped(problem.user)})" if problem.user is not None else ""
+        user = f" (user {shown(problem.user)})" if problem.user is not None else ""
         table.add_row(Text(f"{problem}{user}"))
     _add_rest(table, len(report.problems) - longest)
     return table
@@ -89,9 +91,3 @@ def _numbers(spread: Spread) -> Iterable[str]:
 def _add_rest(table: Table, rest: int) -> None:
     if rest > 0:
         table.add_row(Text(f"... and {rest} more", style="dim"))
-
-
-def _clipped(user: str) -> Text:
-    # An id may be of any length and hold any character, also those that steer a terminal.
-    shown = user if user.isprintable() else ascii(user)
-    return Text(shown if len(shown) <= 60 else f"{shown[:60]}...")

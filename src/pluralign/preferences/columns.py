@@ -47,6 +47,19 @@ def to_preferences(table: Table) -> Preferences:
     return preferences
 
 
+def read_prompt(row: Row) -> Text:
+    """The prompt of a row, whatever else is in it.
+
+    Raises:
+        BadRow: there is none, it is empty, or it is neither text nor messages.
+    """
+    prompt = _text(row, "prompt")
+    if prompt is None:
+        raise BadRow("prompt", "the row has no prompt", _EMPTY)
+    _check_prompt(prompt)
+    return prompt
+
+
 def _layout(table: Table) -> Callable[[Row], Preference]:
     columns = table.columns
     if {"chosen", "rejected"} <= columns:
@@ -95,9 +108,7 @@ def _read_pair(row: Row, needed: frozenset[str], used: frozenset[str], has_promp
 
 
 def _read_single(row: Row, column: str) -> Preference:
-    prompt, chosen, base = _text(row, "prompt"), _text(row, column), _base(row)
-    if prompt is None:
-        raise BadRow("prompt", "the row has no prompt", _EMPTY)
+    prompt, chosen, base = read_prompt(row), _text(row, column), _base(row)
     if chosen is None and base is None:
         raise BadRow(column, "the row has no response", _EMPTY)
     if not (isinstance(prompt, str) and isinstance(chosen, str | None)):
@@ -119,9 +130,8 @@ def _read_conversation(row: Row) -> Preference:
 def _preference(
     row: Row, prompt: Text, chosen: Text | None, rejected: Text | None, base: Text | None, used: frozenset[str]
 ) -> Preference:
+    _check_prompt(prompt)
     if isinstance(prompt, list):
-        if all(_is_blank(message) for message in prompt):
-            raise BadRow("prompt", "no turn of the prompt has content", _EMPTY)
         for column, side in (("chosen", chosen), ("rejected", rejected), ("base", base)):
             if isinstance(side, list):
                 _check_response(side, column)
@@ -130,6 +140,11 @@ def _preference(
     columns = {name: cell for name, cell in row.items() if name not in used and cell is not None}
     finished = _finished(row["base_finished"]) if row.get("base_finished") is not None else True
     return Preference(prompt, chosen, rejected, base=base, base_finished=finished, columns=columns)
+
+
+def _check_prompt(prompt: Text) -> None:
+    if isinstance(prompt, list) and all(_is_blank(message) for message in prompt):
+        raise BadRow("prompt", "no turn of the prompt has content", _EMPTY)
 
 
 def _check_response(messages: Messages, column: str) -> None:

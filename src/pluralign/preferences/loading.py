@@ -33,8 +33,8 @@ def load_preferences(data: DataConfig, seed: int = 0) -> Preferences:
         InputError: a file or data set cannot be read as a whole, or lacks the columns that are needed.
     """
     paths = [data.path] if isinstance(data.path, str) else list(data.path)
-    if not paths:
-        raise InputError("data.path names no file")
+    if not all(paths) or not paths:
+        raise InputError("data.path names no file", fix="Give a file, a folder, `world`, or a data set of the hub.")
     with _collection_paused():
         tables = [table for path in paths for table in _tables(path, data)]
         refuse_shared_stems(tables, data.source)

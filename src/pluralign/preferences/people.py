@@ -1,4 +1,4 @@
-"""From the id of a person to the name of a folder, and never out of the output folder."""
+"""From the id of a person, any text, to the name of a folder, never out of the output folder, and to a terminal."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ def folder_name(user: str) -> str:
             return name
     # '%-' can stand in no plain encoding, so a shortened name never meets one that was not.
     return f"{_encoded(raw)[:80].rstrip('%')}%-{hashlib.sha256(raw).hexdigest()}"
+
+
+def shown(user: str, longest: int = 60) -> str:
+    """An id on one line of a terminal: what does not print is escaped, what is too long loses its middle."""
+    text = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in user)
+    return text if len(text) <= longest else f"{text[: longest - 8]}...{text[-5:]}"
 
 
 def _encoded(raw: bytes) -> str:

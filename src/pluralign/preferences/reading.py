@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -38,6 +39,9 @@ MESSAGE_COLUMNS = frozenset({"prompt", "chosen", "rejected", "base", "completion
 """Columns whose CSV cells may hold messages, as JSON."""
 
 _ARROW_BATCH = 16_384
+_OBJECT = "Each line is one JSON object."
+_QUOTED = "A cell with a comma, a quote or a line end stands in double quotes, quotes inside it doubled."
+_EMPTY_FILE = "Was it written to its end, and is it the right file?"
 
 
 @dataclass(slots=True)
@@ -61,7 +65,7 @@ class Table:
     def add(self, number: int, row: Any) -> None:
         """Append a row; one that is no object becomes a problem."""
         if not isinstance(row, dict):
-            self.refuse(number, f"the row is {excerpt(row)}, not an object with columns")
+            self.refuse(number, f"the row is {excerpt(row)}, not an object with columns", _OBJECT)
             return
         if not row.keys() <= self.columns:
             self.columns.update(row)
@@ -80,25 +84,48 @@ def read_table(path: Path | str) -> Table:
     """
     path = Path(path)
     table = Table(str(path), stem=path.name.split(".", 1)[0] or path.name)
-    try:
+    with _whole_file(path):
         file_format = _format_of(path)
         _READERS[file_format](path, table)
+    if not table.rows and table.problems:
+        first = table.problems[0]
+        found = f"none of its {len(table.problems)} rows can be read; the first: {first.found}"
+        raise InputError(found, where=str(first.place), fix=first.fix)
+    if not table.rows:
+        raise InputError("holds no rows", where=table.name, fix=_EMPTY_FILE)
+    return table
+
+
+def read_lines(path: Path | str) -> list[str]:
+    """The lines of a text file, with their ends.
+
+    Raises:
+        InputError: the file is missing, not UTF-8, cut short.
+    """
+    path = Path(path)
+    with _whole_file(path), _open_text(path, newline="\n") as file:
+        return list(file)
+
+
+@contextlib.contextmanager
+def _whole_file(path: Path) -> Iterator[None]:
+    """What can go wrong with a file as a whole, said in words."""
+    where = str(path)
+    try:
+        # Opening a pipe that nobody writes to would wait for ever.
+        if path.exists() and not path.is_file():
+            found = "it is a folder" if path.is_dir() else "it is a pipe or a device, which cannot be read twice"
+            raise InputError(found, where=where, fix="Give a file.")
+        yield
     except FileNotFoundError:
-        raise InputError("there is no such file", where=table.name) from None
+        raise InputError("there is no such file", where=where) from None
     except UnicodeDecodeError:
         raise _encoding_error(path) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"the gzip data is broken or cut short ({error})", where=table.name) from None
+        found = f"the gzip data is broken or cut short ({error})"
+        raise InputError(found, where=where, fix="Is the download complete?") from None
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror or error})", where=table.name) from None
-    if not table.rows and table.problems:
-        first = table.problems[0]
-        raise InputError(
-            f"none of its {len(table.problems)} rows can be read; the first: {first.found}", where=str(first.place)
-        )
-    if not table.rows:
-        raise InputError("holds no rows", where=table.name)
-    return table
+        raise InputError(f"cannot be read ({error.strerror or error})", where=where) from None
 
 
 def format_by_name(path: Path | str) -> str | None:
@@ -111,7 +138,7 @@ def _format_of(path: Path) -> str:
     with _open(path) as file:
         head = file.read(4096)
     if not head:
-        raise InputError("is empty", where=str(path))
+        raise InputError("is empty", where=str(path), fix=_EMPTY_FILE)
     named = format_by_name(path)
     if named:
         return named
@@ -183,7 +210,7 @@ def _read_json_lines(lines: Iterable[str], table: Table) -> None:
             add(number, loads(line))
         except (ValueError, RecursionError) as error:
             if line.strip():
-                table.refuse(number, f"broken JSON ({_reason(error)})", "Each line is one JSON object.")
+                table.refuse(number, f"broken JSON ({_reason(error)})", _OBJECT)
 
 
 def _read_json_array(text: str, table: Table) -> None:
@@ -236,9 +263,8 @@ def _read_csv(path: Path, table: Table) -> None:
             try:
                 _read_csv_rows(reader, table)
             except csv.Error as error:
-                fix = "A cell with a comma, a quote or a line end stands in double quotes, quotes inside it doubled."
                 where = f"{table.name}, line {reader.line_num}"
-                raise InputError(f"broken CSV ({error})", where=where, fix=fix) from None
+                raise InputError(f"broken CSV ({error})", where=where, fix=_QUOTED) from None
     finally:
         csv.field_size_limit(limit)
     _type_csv_columns(table)
@@ -256,7 +282,7 @@ def _read_csv_rows(reader: Iterator[list[str]], table: Table) -> None:
             continue
         number += 1
         if len(cells) != len(header):
-            table.refuse(number, f"the row has {len(cells)} cells, the header {len(header)}")
+            table.refuse(number, f"the row has {len(cells)} cells, the header {len(header)}", _QUOTED)
             continue
         # An empty cell is all that CSV has for a missing one.
         table.rows.append((number, {name: cell or None for name, cell in zip(header, cells, strict=True)}))

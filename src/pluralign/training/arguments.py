@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy
 
 from pluralign.config import TrainingConfig
@@ -78,6 +79,7 @@ def training_arguments(training: TrainingConfig, *, output_dir: Path, device: st
             where="training.extra_arguments",
             fix=f"It is one of {', '.join(_ORDERS)}.",
         )
+    _check_trackers(arguments)
     _place(arguments, device)
     return arguments
 
@@ -134,6 +136,19 @@ def _check_ranges(training: TrainingConfig) -> None:
         raise InputError(
             "training.early_stopping_patience is set and eval_strategy is 'no'", fix="Choose when to validate."
         )
+
+
+def _check_trackers(arguments: TrainingArguments) -> None:
+    """Raise now, and not when the first person's Trainer is made, where a tracker is unknown or not installed."""
+    try:
+        for tracker in get_reporting_integration_callbacks(arguments.report_to):
+            tracker()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise InputError(
+            f"{arguments.report_to} cannot be reported to ({error})",
+            where="training.report_to",
+            fix="Install the tracker, or set report_to to none.",
+        ) from None
 
 
 def _check_extra(extra: dict[str, Any], *, taken: set[str]) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pluralign.config import TrainConfig
 from pluralign.errors import InputError
-from pluralign.models.anchoring import Anchored
 from pluralign.models.encoding import Encoder
 from pluralign.objectives import Objective
 from pluralign.preferences import Preference, Preferences
@@ -94,24 +92,6 @@ def take_census(
             fix="See pluralign data check.",
         )
     return census
-
-
-def report(census: Census, rows: Iterable[Anchored]) -> None:
-    """Warn of rows that were left out or cut: nothing vanishes silently."""
-    if census.problems:
-        lines = census.problems[:_SHOWN]
-        if len(census.problems) > _SHOWN:
-            lines = [*lines, f"and {len(census.problems) - _SHOWN} more: pluralign data check names them all"]
-        warnings.warn("rows left out:\n  " + "\n  ".join(lines), stacklevel=3)
-    cuts = [set(row.encoded.cut) for row in rows]
-    prompts = sum("prompt" in cut for cut in cuts)
-    responses = sum(bool(cut - {"prompt"}) for cut in cuts)
-    if prompts or responses:
-        warnings.warn(
-            f"of {len(cuts)} rows, {prompts} had a prompt cut on the left and {responses} a response cut on the right "
-            "(data.max_prompt_length, data.max_response_length, the model's context)",
-            stacklevel=3,
-        )
 
 
 def person_seed(seed: int, user: str) -> int:

@@ -26,7 +26,7 @@ from pluralign.models.adapters import INFO_FILE, detach_adapter, new_adapter, sa
 from pluralign.models.anchoring import Anchored
 from pluralign.models.base import Base
 from pluralign.objectives import Objective
-from pluralign.preferences import folder_name
+from pluralign.preferences import folder_name, shown
 from pluralign.progress import progress_bar
 from pluralign.storage import read_json, remove_staging, staged_folder, write_bytes, write_json
 from pluralign.training.arguments import personal_arguments
@@ -123,7 +123,7 @@ class Population:
             steps = progress.add_task("steps")
             for user, rows in people.items():
                 self.trained = True
-                progress.update(steps, description=_short(user), completed=0, total=None)
+                progress.update(steps, description=shown(user, 24), completed=0, total=None)
                 bar = Progress(lambda done, total: progress.update(steps, completed=done, total=total))
                 try:
                     self._train_person(user, rows, [bar])
@@ -297,8 +297,3 @@ def _quick_collection() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def _short(user: str) -> str:
-    printable = user.encode("ascii", "backslashreplace").decode()
-    return printable if len(printable) <= 24 else f"{printable[:21]}..."

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -14,11 +15,10 @@ from transformers import TrainingArguments
 from pluralign.config import ModelConfig, TrainConfig
 from pluralign.errors import InputError, PluralignError
 from pluralign.models.adapters import read_index
-from pluralign.models.anchoring import Anchored, adopt_anchored, anchor_preferences
+from pluralign.models.anchoring import Anchored, adopt_anchored, anchor_preferences, encoder_of, warn_of_losses
 from pluralign.models.base import load_base
 from pluralign.models.cache import Cache
 from pluralign.models.encoding import Encoder
-from pluralign.models.generation import context_length
 from pluralign.models.layout import choose_layout
 from pluralign.models.references import reference_logps
 from pluralign.models.rows import Layout
@@ -26,9 +26,12 @@ from pluralign.objectives import Objective
 from pluralign.preferences import data_hash, load_preferences, split_preferences
 from pluralign.training.arguments import local_device, training_arguments
 from pluralign.training.checkpoints import disk_is_full
-from pluralign.training.people import Census, Person, report, take_census
+from pluralign.training.people import Census, Person, take_census
 from pluralign.training.population import Population, Rows
 from pluralign.training.runs import RunFolder
+
+if TYPE_CHECKING:
+    from pluralign.evaluation import ProbeSet
 
 
 @dataclass
@@ -68,15 +71,16 @@ class _Run:
         self.arguments = training_arguments(config.training, output_dir=folder.path, device=config.device)
         _check_sharding(config, self.arguments)
         self.cache = Cache(config.cache_dir)
-        _check_probes(config)
+        self.probes = _read_probes(config)
 
     def train(self) -> TrainResult:
         config = self.config
         preferences = load_preferences(config.data, config.seed)
         digest = data_hash(preferences)
         resume = self.folder.check(config, digest)
-        self._wait()
         self.base = load_base(self._model_config())
+        resume = resume and self.folder.check_base(config, self.base.fingerprint)
+        self._wait()
         if self.arguments.should_save:
             self.folder.claim(config, data_hash=digest, base_fingerprint=self.base.fingerprint, resume=resume)
         self._wait()
@@ -88,7 +92,8 @@ class _Run:
             seed=config.seed,
             data=config.data,
         )
-        self.encoder = self._encoder()
+        self.encoder = encoder_of(self.base, config.data)
+        _check_probes(self.probes, self.encoder)
         self.layout: Layout = choose_layout(self.base.model, self.base.tokenizer)
         census = take_census(config, self.objective, self.encoder, training, held_out)
         population = self._train_people(census, resume)
@@ -108,7 +113,8 @@ class _Run:
         people = [person for person in census.people if person.user in remaining]
         anchored = self._anchor(people)
         if self.arguments.should_save:
-            report(census, [row for rows in anchored.values() for row in (*rows.train, *rows.held_out)])
+            everything = [row for rows in anchored.values() for row in (*rows.train, *rows.held_out)]
+            warn_of_losses(census.problems, [row.encoded for row in everything])
         population.train(anchored)
         return population
 
@@ -186,16 +192,6 @@ class _Run:
         )
         evaluation.write(path)
 
-    def _encoder(self) -> Encoder:
-        data = self.config.data
-        return Encoder(
-            self.base.tokenizer,
-            max_prompt_length=data.max_prompt_length,
-            max_response_length=data.max_response_length,
-            context_length=context_length(self.base.model),
-            chat_template=data.chat_template,
-        )
-
     def _model_config(self) -> ModelConfig:
         return replace(self.config, device=local_device(self.arguments, self.config.device))
 
@@ -227,11 +223,18 @@ def _check_sharding(config: TrainConfig, arguments: TrainingArguments) -> None:
         )
 
 
-def _check_probes(config: TrainConfig) -> None:
+def _read_probes(config: TrainConfig) -> list[ProbeSet]:
     """Raise now, and not after the training, where the probes cannot be read."""
     from pluralign.evaluation import load_probes  # upwards, as in `_evaluate`
 
-    load_probes(config.evaluation.probes, max_probes=config.evaluation.max_probes, seed=config.seed)
+    return load_probes(config.evaluation.probes, max_probes=config.evaluation.max_probes, seed=config.seed)
+
+
+def _check_probes(probes: Sequence[ProbeSet], encoder: Encoder) -> None:
+    """Raise now, and not after the training, where the probes cannot be put to the model."""
+    from pluralign.evaluation.evaluation import check_questions  # upwards, as in `_evaluate`
+
+    check_questions(probes, encoder)
 
 
 @contextlib.contextmanager

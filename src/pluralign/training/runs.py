@@ -77,22 +77,26 @@ class RunFolder:
             )
         return not differing
 
-    def claim(self, config: TrainConfig, *, data_hash: str, base_fingerprint: str, resume: bool) -> None:
-        """Write `config.yaml` before anything else; another run's results are removed first.
+    def check_base(self, config: TrainConfig, base_fingerprint: str) -> bool:
+        """Whether the run that is there, found the same by `check`, was begun on this very base.
 
         Raises:
-            InputError: the run is to be resumed, and the weights behind the model's name have changed since.
+            InputError: the weights behind the model's name have changed since, and `overwrite` is not set.
         """
+        recorded = (_read(self.path / CONFIG_FILE).get(MADE_WITH) or {}).get("base_fingerprint")
+        if recorded != base_fingerprint and not config.overwrite:
+            raise InputError(
+                f"the run was begun on a base with the fingerprint {str(recorded)[:12]}, and {config.model!r} now "
+                f"has {base_fingerprint[:12]}",
+                where=str(self.path),
+                fix="Name another output_dir, bring the model back, or set --overwrite to begin anew.",
+            )
+        return bool(recorded == base_fingerprint)
+
+    def claim(self, config: TrainConfig, *, data_hash: str, base_fingerprint: str, resume: bool) -> None:
+        """Write `config.yaml` before anything else; another run's results are removed first."""
         path = self.path / CONFIG_FILE
         if resume:
-            recorded = (_read(path).get(MADE_WITH) or {}).get("base_fingerprint")
-            if recorded != base_fingerprint:
-                raise InputError(
-                    f"the run was begun on a base with the fingerprint {str(recorded)[:12]}, and {config.model!r} now "
-                    f"has {base_fingerprint[:12]}",
-                    where=str(self.path),
-                    fix="Name another output_dir, or bring the model back.",
-                )
             self._clean()
             return
         for name in _RESULTS:

@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
+from pluralign.errors import PersonError
 from pluralign.models.logprobs import branch_logps
 from pluralign.objectives import Losses, Objective
 from pluralign.training.batches import AnchoredDataset, Batch, EpochSampler, PreferenceCollator
@@ -47,6 +48,7 @@ class PreferenceTrainer(Trainer):
         ValueError: `reference` is `forward` and the model has no adapter to leave out.
         FloatingPointError: while training, where the loss or the gradient is not finite; the message names the step,
             whose update was not made.
+        PersonError: while training, where the held-out rows give no `metric_for_best_model`.
     """
 
     # `compute_loss` gives the batch's share of the whole step's loss: nothing is left to divide.
@@ -264,6 +266,11 @@ class PreferenceTrainer(Trainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Note a new best value, and keep its weights also where no checkpoint is due."""
+        name = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
+        if f"eval_{name}" not in metrics:
+            given = ", ".join(key.removeprefix("eval_") for key in metrics if "/" in key or key == "eval_loss")
+            reason = f"validation gives no {name!r} (training.metric_for_best_model), it gives {given}"
+            raise PersonError(str(self.args.run_name), reason)
         is_best: bool = super()._determine_best_metric(metrics, trial)
         if is_best and self.args.load_best_model_at_end:
             self.control.should_save = True
