@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -48,10 +47,7 @@ def opened_policy(base: Base, folder: Path) -> Iterator[Policy]:
         trained = load_base(ModelConfig(model=str(folder.resolve()), dtype=dtype, device=str(base.device)))  # type: ignore[arg-type]
         yield Policy(trained.model, lambda: _itself(base.model))
         return
-    with warnings.catch_warnings():
-        # PEFT asks transformers for something by a name that is going out of use.
-        warnings.simplefilter("ignore", FutureWarning)
-        policy = load_adapter(base, folder)
+    policy = load_adapter(base, folder)
     try:
         yield Policy(policy, lambda: _without_adapter(policy))
     finally:

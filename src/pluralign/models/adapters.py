@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from pluralign.models.base import Base
 from pluralign.models.references import require_bare
 from pluralign.preferences.people import folder_name
 from pluralign.storage import read_json, staged_folder, write_json
+from pluralign.versions import versions
 
 SCHEMA_VERSION = 1
 INFO_FILE = "pluralign.json"
@@ -57,10 +57,17 @@ def new_adapter(base: Base, parameters: ParametersConfig, *, seed: int) -> PeftM
     # PEFT draws on the CPU whatever the device; seeding that generator alone leaves those of the GPUs as they are.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        policy = get_peft_model(base.model, config, adapter_name=SLOT)
+        policy = _attach(base, config)
     # PEFT notes the folder the model was loaded from; a reader needs the name under which it can be had again.
     policy.peft_config[SLOT].base_model_name_or_path = base.name
     return policy
+
+
+def _attach(base: Base, config: LoraConfig, **options: Any) -> PeftModel:
+    with warnings.catch_warnings():
+        # PEFT asks transformers for something by a name that is going out of use.
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(base.model, config, adapter_name=SLOT, **options)
 
 
 def detach_adapter(policy: PeftModel) -> Any:
@@ -96,13 +103,12 @@ def save_adapter(
         )
         # PEFT's model card is a template that nobody filled in.
         (staging / "README.md").unlink(missing_ok=True)
-        packages = ("pluralign", "peft", "transformers", "torch")
         info = {
             "schema_version": SCHEMA_VERSION,
             "user": user,
             "base": base.name,
             "base_fingerprint": base.fingerprint,
-            "versions": {name: _version(name) for name in packages},
+            "versions": versions(),
             **({"note": note} if note else {}),
         }
         write_json(staging / INFO_FILE, info)
@@ -128,7 +134,7 @@ def load_adapter(base: Base, folder: Path | str) -> PeftModel:
         # PEFT would warn that the base is known by another name; the fingerprint tells better.
         config.inference_mode, config.base_model_name_or_path = True, None
         # Empty weights, filled from the file: nothing is drawn at random only to be replaced.
-        policy = get_peft_model(base.model, config, adapter_name=SLOT, low_cpu_mem_usage=True)
+        policy = _attach(base, config, low_cpu_mem_usage=True)
         result = policy.load_adapter(str(folder), SLOT, low_cpu_mem_usage=True, torch_device=str(base.device))
     except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
         _remove_layers(base.model)
@@ -257,10 +263,3 @@ def _short(fingerprint: Any) -> str:
 
 def _is_text_map(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

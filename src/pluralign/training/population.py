@@ -7,7 +7,6 @@ import gc
 import json
 import shutil
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,10 +197,7 @@ class Population:
             if self.config.parameters.kind == "full":
                 yield model.requires_grad_(True)
             else:
-                with warnings.catch_warnings():
-                    # PEFT asks transformers for something by a name that is going out of use.
-                    warnings.simplefilter("ignore", FutureWarning)
-                    policy = new_adapter(self.base, self.config.parameters, seed=seed)
+                policy = new_adapter(self.base, self.config.parameters, seed=seed)
                 try:
                     yield policy
                 finally:

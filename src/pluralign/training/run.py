@@ -80,10 +80,6 @@ class _Run:
         resume = self.folder.check(config, digest)
         self.base = load_base(self._model_config())
         resume = resume and self.folder.check_base(config, self.base.fingerprint)
-        self._wait()
-        if self.arguments.should_save:
-            self.folder.claim(config, data_hash=digest, base_fingerprint=self.base.fingerprint, resume=resume)
-        self._wait()
         training, held_out = split_preferences(
             preferences,
             validation=config.data.validation,
@@ -96,6 +92,11 @@ class _Run:
         _check_probes(self.probes, self.encoder)
         self.layout: Layout = choose_layout(self.base.model, self.base.tokenizer)
         census = take_census(config, self.objective, self.encoder, training, held_out)
+        # Only now: what is refused leaves the folder to the corrected command.
+        self._wait()
+        if self.arguments.should_save:
+            self.folder.claim(config, data_hash=digest, base_fingerprint=self.base.fingerprint, resume=resume)
+        self._wait()
         population = self._train_people(census, resume)
         skipped = {**census.skipped, **population.skipped}
         self._evaluate(census, population, skipped)

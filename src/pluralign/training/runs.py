@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,12 @@ import yaml
 from pluralign.config import TrainConfig
 from pluralign.errors import InputError
 from pluralign.preferences import folder_name
-from pluralign.resolve import MADE_WITH, as_yaml
+from pluralign.resolve import MADE_WITH, as_yaml, flat
 from pluralign.storage import remove_staging, write_text
+from pluralign.versions import versions
 
 SCHEMA_VERSION = 1
 CONFIG_FILE = "config.yaml"
-_PACKAGES = ("pluralign", "torch", "transformers", "peft", "accelerate")
 _RESULTS = (CONFIG_FILE, "adapters", "model", "state", "metrics.jsonl", "evaluation.json")
 _NOT_THE_RUN = ("output_dir", "overwrite", "device", "cache_dir", "training.report_to")
 """Keys that may differ between two calls of the same run: places, devices and who is told."""
@@ -55,6 +53,9 @@ class RunFolder:
         Raises:
             InputError: it holds another run, or results of unknown origin, and `overwrite` is not set.
         """
+        place = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
+        if not place.is_dir():
+            raise InputError("it is a file, not a folder", where=str(place), fix="Name another output_dir.")
         found = [name for name in _RESULTS if (self.path / name).exists()]
         if not found or (config.overwrite and CONFIG_FILE not in found):
             return False
@@ -66,7 +67,7 @@ class RunFolder:
             )
         there = _read(self.path / CONFIG_FILE)
         made_with = there.pop(MADE_WITH, None) or {}
-        differing = _differing(_flat(there), _flat(asdict(config)))
+        differing = _differing(flat(there), flat(asdict(config)))
         if made_with.get("data_hash") != data_hash:
             differing.append("the content of the data")
         if differing and not config.overwrite:
@@ -106,7 +107,7 @@ class RunFolder:
             "schema_version": SCHEMA_VERSION,
             "data_hash": data_hash,
             "base_fingerprint": base_fingerprint,
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+            "versions": versions(),
         }
         text = as_yaml(config) + yaml.safe_dump({MADE_WITH: made_with}, sort_keys=False)
         write_text(path, text)
@@ -133,25 +134,8 @@ def _differing(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     return [key for key in keys if key not in _NOT_THE_RUN and there.get(key, missing) != here.get(key, missing)]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

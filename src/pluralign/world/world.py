@@ -96,9 +96,11 @@ class World:
             Rows `{user, group, prompt, chosen, rejected, topic}`; prompt and responses are messages.
 
         Raises:
-            InputError: more pairs than there are distinct prompts.
+            InputError: nobody, or more pairs than there are distinct prompts.
         """
         people = self.users(users) if isinstance(users, int) else users
+        if not people:
+            raise InputError("there is nobody whose preferences could be drawn", fix="Name at least one person.")
         pool = self._preference_prompts
         if pairs_per_user > len(pool):
             raise InputError(
