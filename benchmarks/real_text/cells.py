@@ -95,7 +95,7 @@ def configuration(
         "evaluation": {
             "probes": str(model / "learned.jsonl"),
             "max_probes": task.probes,
-            "cross_table": 8,
+            "cross_table": 32 if task.cross else 0,
             "max_prompts": 24,
         },
     }

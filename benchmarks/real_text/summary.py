@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,7 +48,8 @@ def _method(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "by_person": {name: round(float(value), 4) for name, value in zip(names, by_person, strict=True)},
         }
     for measure in PLAIN:
-        found[measure] = round(float(_table(cells, measure).mean()), 4)
+        mean = float(_table(cells, measure).mean())
+        found[measure] = None if math.isnan(mean) else round(mean, 4)
     found["degenerate_base"] = round(float(_table(cells, "degenerate_base").mean()), 4)
     found["seconds_a_person"] = round(sum(c["cpu_seconds"] for c in cells) / sum(len(c["people"]) for c in cells), 1)
     return found
@@ -70,10 +72,11 @@ def _difference(cells: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str
 
 
 def _table(cells: Sequence[Mapping[str, Any]], measure: str) -> np.ndarray:
-    """[people, seeds] in the order of names and seeds."""
+    """[people, seeds] in the order of names and seeds; NaN where it was not measured."""
     ordered = sorted(cells, key=lambda cell: cell["seed"])
     names = sorted(ordered[0]["people"])
-    return np.array([[float(cell["people"][name][measure]) for cell in ordered] for name in names])
+    values = [[cell["people"][name][measure] for cell in ordered] for name in names]
+    return np.array(values, dtype=float)
 
 
 def _resampled(tables: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:

@@ -47,6 +47,7 @@ class Task:
         learning_rate: peak; found on a seed that is not reported (`run.py --tune`).
         answer: tokens of a base response.
         probes: taught trivia asked of each person, at most.
+        cross: whether each person's adapter is also tried on the pairs of all others.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Task:
     learning_rate: float
     answer: int
     probes: int
+    cross: bool
 
     def quick(self) -> Task:
         """The same in about a tenth of the time: to see that it runs, not to report."""
@@ -76,9 +78,10 @@ TASKS = {
             max_prompt=48,
             max_response=64,
             steps=80,
-            learning_rate=1e-3,
+            learning_rate=3e-3,
             answer=48,
             probes=500,
+            cross=True,
         ),
         Task(
             name="hh",
@@ -88,9 +91,10 @@ TASKS = {
             max_prompt=80,
             max_response=64,
             steps=80,
-            learning_rate=1e-3,
+            learning_rate=3e-4,
             answer=48,
             probes=500,
+            cross=True,
         ),
         Task(
             name="personas",
@@ -100,9 +104,10 @@ TASKS = {
             max_prompt=64,
             max_response=4,
             steps=40,
-            learning_rate=1e-3,
+            learning_rate=3e-3,
             answer=24,
             probes=300,
+            cross=False,
         ),
     )
 }
