@@ -1,4 +1,4 @@
-"""A tiny random base with a byte tokenizer, handmade adapters on it, and held-out rows of a few people."""
+"""Handmade adapters on a tiny random base, and held-out rows of a few people."""
 
 from __future__ import annotations
 
@@ -9,58 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from pluralign.config import EvaluationConfig, GenerationConfig, ParametersConfig
 from pluralign.evaluation import Evaluation, evaluate_people
-from pluralign.models import Base, Encoder, base_of, context_length
+from pluralign.models import Base, Encoder, context_length
 from pluralign.models.adapters import detach_adapter, new_adapter, save_adapter
 from pluralign.models.anchoring import Anchored, anchor_preferences
 from pluralign.models.cache import Cache
 from pluralign.preferences import Preference, folder_name
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<eos>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Any:
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: index for index, letter in enumerate([*letters, "<eos>", "<pad>"])}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>", clean_up_tokenization_spaces=False
-    )
-    made.chat_template = CHAT_TEMPLATE
-    return made
-
-
-@pytest.fixture(scope="session")
-def make_base(tokenizer: Any) -> Callable[..., Base]:
-    def make(seed: int = 0, **changes: Any) -> Base:
-        settings: dict[str, Any] = {
-            "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 256,
-            "initializer_range": 0.2,
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-        }
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(LlamaConfig(**{**settings, **changes}), dtype=torch.float32)
-        return base_of(model, tokenizer, name="tiny")
-
-    return make
 
 
 def preferences(users: list[str], pairs: int = 6, **changes: Any) -> list[Preference]:
@@ -140,19 +96,3 @@ def population(make_base: Callable[..., Base], tmp_path: Path) -> Population:
 @pytest.fixture
 def make_rows() -> Callable[..., list[Preference]]:
     return preferences
-
-
-@pytest.fixture
-def count_forwards() -> Callable[[Any], list[int]]:
-    """A function of a model that returns a list, which grows by one number (rows) with each of its forwards."""
-
-    def count(model: Any) -> list[int]:
-        seen: list[int] = []
-
-        def hook(_: Any, __: Any, inputs: dict[str, Any]) -> None:
-            seen.append(inputs["input_ids"].shape[0])
-
-        model.register_forward_pre_hook(hook, with_kwargs=True)
-        return seen
-
-    return count

@@ -30,46 +30,46 @@ def question_of(
     return question, dict(zip(question.requests, sums, strict=True))
 
 
-def test_plain_questions_are_laid_out_as_question_and_answer(tokenizer: Any) -> None:
-    (question,) = book_of(tokenizer, Probe("1", "Is it wet?", ("yes", "no"), 0)).behind_base()
-    assert text_of(tokenizer, question, 1) == "Question: Is it wet?\nAnswer: no"
-    assert tokenizer.decode(question.prompt) == "Question: Is it wet?\nAnswer:"
+def test_plain_questions_are_laid_out_as_question_and_answer(byte_tokenizer: Any) -> None:
+    (question,) = book_of(byte_tokenizer, Probe("1", "Is it wet?", ("yes", "no"), 0)).behind_base()
+    assert text_of(byte_tokenizer, question, 1) == "Question: Is it wet?\nAnswer: no"
+    assert byte_tokenizer.decode(question.prompt) == "Question: Is it wet?\nAnswer:"
     assert question.characters == (3, 2)
 
 
-def test_questions_become_turns_where_the_preferences_are_messages(tokenizer: Any) -> None:
+def test_questions_become_turns_where_the_preferences_are_messages(byte_tokenizer: Any) -> None:
     probe = Probe("1", "Is it wet?", ("yes", "no"), 0)
-    (question,) = book_of(tokenizer, probe, messages=True).behind_base()
-    assert text_of(tokenizer, question, 0) == "<|user|>Is it wet?<eos><|assistant|>yes"
+    (question,) = book_of(byte_tokenizer, probe, messages=True).behind_base()
+    assert text_of(byte_tokenizer, question, 0) == "<|user|>Is it wet?<eos><|assistant|>yes"
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Wet?"}]
-    (question,) = book_of(tokenizer, Probe("1", turns, ("yes", "no"), 0)).behind_base()
-    assert text_of(tokenizer, question, 0) == "<|system|>Be brief.<eos><|user|>Wet?<eos><|assistant|>yes"
+    (question,) = book_of(byte_tokenizer, Probe("1", turns, ("yes", "no"), 0)).behind_base()
+    assert text_of(byte_tokenizer, question, 0) == "<|system|>Be brief.<eos><|user|>Wet?<eos><|assistant|>yes"
 
 
 @pytest.mark.parametrize("prefix", ["The sea is", "The sea is "])
-def test_options_share_the_prefix_and_no_more(tokenizer: Any, prefix: str) -> None:
+def test_options_share_the_prefix_and_no_more(byte_tokenizer: Any, prefix: str) -> None:
     probe = Probe("1", "Sea?", ("wet", "well", "w"), 0, prefix=prefix)
-    (question,) = book_of(tokenizer, probe).behind_base()
-    assert tokenizer.decode(question.prompt) == f"Sea?{prefix}"
-    assert [text_of(tokenizer, question, number) for number in range(3)] == [
+    (question,) = book_of(byte_tokenizer, probe).behind_base()
+    assert byte_tokenizer.decode(question.prompt) == f"Sea?{prefix}"
+    assert [text_of(byte_tokenizer, question, number) for number in range(3)] == [
         f"Sea?The sea is {option}" for option in probe.options
     ]
 
 
-def test_own_manner_is_found_by_id_style_or_group(tokenizer: Any) -> None:
+def test_own_manner_is_found_by_id_style_or_group(byte_tokenizer: Any) -> None:
     known = Probe("1", "Sea?", ("wet", "dry"), 0, prefix="It is", prefixes={"anna": "I say", "formal": "Indeed"})
-    book = book_of(tokenizer, known, Probe("2", "Sun?", ("hot", "cold"), 0))
+    book = book_of(byte_tokenizer, known, Probe("2", "Sun?", ("hot", "cold"), 0))
     (own,) = book.behind_own(["anna", "formal"])
-    assert text_of(tokenizer, own, 0) == "Sea?I say wet"
+    assert text_of(byte_tokenizer, own, 0) == "Sea?I say wet"
     (own,) = book.behind_own(["ben", "formal"])
-    assert text_of(tokenizer, own, 0) == "Sea?Indeed wet"
+    assert text_of(byte_tokenizer, own, 0) == "Sea?Indeed wet"
     assert book.behind_own(["ben", "terse"]) == []
     assert len(book.behind_base()) == 2
     assert book.behind_base() is book.behind_base()
 
 
-def test_a_probe_longer_than_the_context_is_counted(tokenizer: Any) -> None:
-    book = book_of(tokenizer, Probe("1", "x" * 40, ("a", "b"), 0), Probe("2", "?", ("a", "b"), 0), context=40)
+def test_a_probe_longer_than_the_context_is_counted(byte_tokenizer: Any) -> None:
+    book = book_of(byte_tokenizer, Probe("1", "x" * 40, ("a", "b"), 0), Probe("2", "?", ("a", "b"), 0), context=40)
     assert [question.probe.id for question in book.behind_base()] == ["2"]
     assert book.too_long == {"file: 1"}
 
