@@ -118,6 +118,16 @@ def test_world_make_writes_a_world_that_can_be_trained_on(tmp_path):
     assert main(["world", "make", "--seed", "3", "--out", str(out)]) == 2
 
 
+def test_a_fully_trained_model_answers_too(table, tmp_path):
+    out, output = tmp_path / "run", tmp_path / "answers.jsonl"
+    policy = ["--parameters.per", "none", "--parameters.kind", "full", "--method", "dpo"]
+    assert main(["train", "--data", str(table), "--output_dir", str(out), *policy, *STEPS]) == 0
+    assert (out / "model" / "model.safetensors").is_file()
+    command = ["generate", "--run", str(out), "--prompts", "What is the gem of Rarvun?", "--output", str(output)]
+    assert main([*command, "--generation.max_new_tokens", "4"]) == 0
+    assert list(json.loads(output.read_text())["people"]) == ["_all"]
+
+
 def test_one_bad_person_costs_the_others_nothing(table, tmp_path, capsys):
     mixed = tmp_path / "mixed.jsonl"
     mixed.write_text(table.read_text() + '{"user": "ed", "prompt": "hi", "chosen": "same", "rejected": "same"}\n')

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Answers:
-    """One prompt and what everybody answers; `None` is the base."""
+    """One prompt, the base's answer and each person's."""
 
     prompt: Text
     base: str
@@ -40,8 +40,8 @@ def answer_prompts(config: GenerateConfig) -> list[Answers]:
     Raises:
         InputError: there is no such run or person, or a prompt or a setting cannot be used; names the place.
     """
+    from pluralign.evaluation.policies import opened_policy
     from pluralign.models import generate, load_base
-    from pluralign.models.adapters import detach_adapter, load_adapter
     from pluralign.models.anchoring import encoder_of, warn_of_losses
     from pluralign.models.generation import check_settings
 
@@ -52,7 +52,7 @@ def answer_prompts(config: GenerateConfig) -> list[Answers]:
     if not (run / "config.yaml").is_file():
         raise InputError("there is no config.yaml", where=str(run), fix="Give the output folder of `pluralign train`.")
     trained = resolve(TrainConfig, run / "config.yaml")
-    people = _chosen_people(run, config.users)
+    people = _chosen_people(run, trained, config.users)
     given = read_prompts(config.prompts)
     base = load_base(_base_of(trained, config.device))
     prompts = [_as_turn(row, base, plain=config.plain) for row in given]
@@ -67,10 +67,9 @@ def answer_prompts(config: GenerateConfig) -> list[Answers]:
     said = answers_of(base.model, "base")
     answered = [Answers(row.prompt, text, {}) for row, text in zip(prompts, said, strict=True)]
     for user, folder in people.items():
-        policy = load_adapter(base, folder)
-        for row, text in zip(answered, answers_of(policy, shown(user, 20)), strict=True):
-            row.people[user] = text
-        detach_adapter(policy)
+        with opened_policy(base, folder) as policy:
+            for row, text in zip(answered, answers_of(policy.model, shown(user, 20)), strict=True):
+                row.people[user] = text
     if config.output:
         write_text(config.output, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in answered))
     return answered
@@ -94,11 +93,11 @@ def _base_of(trained: TrainConfig, device: str) -> ModelConfig:
     return ModelConfig(**{name: getattr(trained, name) for name in names} | {"device": device})
 
 
-def _chosen_people(run: Path, users: str | list[str] | None) -> dict[str, Path]:
-    from pluralign.models.adapters import read_index
+def _chosen_people(run: Path, trained: TrainConfig, users: str | list[str] | None) -> dict[str, Path]:
+    from pluralign.evaluation.runs import adapters_of
 
     chosen = [users] if isinstance(users, str) else users
-    folders = {user: run / "adapters" / name for user, name in read_index(run).people.items()}
+    folders, _ = adapters_of(run, trained)
     unknown = [user for user in chosen or () if user not in folders]
     if unknown:
         known = ", ".join(repr(shown(user)) for user in list(folders)[:10])
