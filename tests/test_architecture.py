@@ -8,7 +8,7 @@ FROM_THE_TOP = [
     *("__main__", "cli", "demo", "answers", "evaluation", "training", "models", "objectives", "preferences", "world"),
     *("resolve", "config", "progress", "versions", "storage", "errors", "__init__"),
 ]
-UPWARDS = {("training/run.py", "evaluation"), ("__init__.py", "evaluation"), ("__init__.py", "training")}
+UPWARDS = {("training/run.py", "evaluation")}
 WITHOUT_TORCH = ("preferences", "resolve", "config", "storage", "errors", "cli")
 
 
@@ -35,6 +35,8 @@ def test_imports_go_downwards():
     wrong = []
     for path in SOURCE.rglob("*.py"):
         name = path.relative_to(SOURCE).as_posix()
+        if name == "__init__.py":  # the package's face reaches everywhere, when it is called
+            continue
         for module, _ in imported(path):
             parts = module.split(".")
             if parts[0] != "pluralign":
