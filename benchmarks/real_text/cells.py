@@ -6,18 +6,15 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import measure
-import peft
-import sources
+import replies
 import tasks
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pluralign
+from pluralign.preferences import folder_name
+from pluralign.storage import write_json
 
 
 @dataclass(frozen=True)
@@ -32,16 +29,16 @@ class Method:
 METHODS = {
     "bapo": Method("bapo"),
     "dpo": Method("dpo"),
-    "dpop": Method("dpop"),
-    "ipo": Method("ipo"),
-    "dpo-beta-1": Method("dpo", {"loss": {"beta": 1.0}}),
-    "dpo-slow": Method("dpo", rate=0.1),
+    "bapo-light": Method("bapo", {"anchor": {"base": {"weight": 0.1}}}),
     "bapo-nll": Method("bapo", {"anchor": {"nll": {"weight": 1.0}}}),
+    "dpo-third": Method("dpo", rate=1 / 3),
+    "dpo-slow": Method("dpo", rate=0.1),
+    "dpo-beta-1": Method("dpo", {"loss": {"beta": 1.0}}),
+    "ipo": Method("ipo"),
+    "dpop": Method("dpop"),
 }
-"""Name in the results -> what it is; the variants of dpo are the plain remedies that any anchor has to beat."""
-
-TOLD_PROBES = 200
-"""Taught questions that each person also answers in words."""
+"""Name in the results -> what it is. A smaller learning rate, a larger beta and IPO are plain remedies that an anchor
+has to beat."""
 MEASURES = {
     "accuracy": "pairs.accuracy",
     "pairs": "pairs.n",
@@ -107,33 +104,55 @@ def run_cell(task: tasks.Task, method: str, seed: int, *, data: Path, model: Pat
     table = work / "tables" / f"{task.name}-{seed}-{task.train_pairs}+{task.held_out_pairs}.jsonl"
     output = work / "cells" / name
     config = configuration(task, method, seed, model=model, table=table, work=work, output=output)
-    done = output / "cell.json"
-    if done.exists() and (cell := json.loads(done.read_text(encoding="utf-8")))["config"] == config:
-        return cell
     if not table.exists():
         tasks.write_pairs(task, data, seed, table)
-    wall, cpu = time.time(), time.process_time()
+    cell = _kept(output / "cell.json", config) or _trained(task, method, seed, config)
+    spoken = _kept(output / "replies.json", config) or _spoken(task, config, cell)
+    for user, found in spoken["people"].items():
+        cell["people"][user] |= found
+    seconds = {key: round(cell[key] + spoken[key], 1) for key in ("seconds", "cpu_seconds")}
+    return {**cell, **seconds}
+
+
+def _kept(path: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier call measured with the same settings."""
+    if not path.exists():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found if found["config"] == config else None
+
+
+def _trained(task: tasks.Task, method: str, seed: int, config: dict[str, Any]) -> dict[str, Any]:
+    output, wall, cpu = Path(config["output_dir"]), time.time(), time.process_time()
     # Another setting of the same cell replaces it; the same one goes on where it was stopped.
     result = pluralign.train({**config, "overwrite": True})
-    evaluation = json.loads((Path(result.output_dir) / "evaluation.json").read_text(encoding="utf-8"))
-    people = {user: _measures(found) for user, found in evaluation["people"].items()}
-    trained = time.time() - wall
-    for user, found in _told(model, result.adapters).items():
-        people[user] |= found
+    evaluation = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
     cell = {
         "task": task.name,
         "method": method,
         "seed": seed,
-        "people": people,
+        "people": {user: _measures(found) for user, found in evaluation["people"].items()},
         "skipped": result.skipped,
-        "seconds": round(time.time() - wall, 1),
-        "train_and_evaluate_seconds": round(trained, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
         "base": {key: evaluation["base"][key] for key in ("fingerprint", "held_out", "layout")},
+        "seconds": round(time.time() - wall, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
         "config": config,
     }
-    done.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
+    write_json(output / "cell.json", cell)
     return cell
+
+
+def _spoken(task: tasks.Task, config: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
+    output, wall, cpu = Path(config["output_dir"]), time.time(), time.process_time()
+    adapters = {user: output / "adapters" / folder_name(user) for user in cell["people"]}
+    found = {
+        "people": replies.replies(task.name, config, adapters),
+        "seconds": round(time.time() - wall, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "config": config,
+    }
+    write_json(output / "replies.json", found)
+    return found
 
 
 def _measures(found: Mapping[str, Any]) -> dict[str, float | None]:
@@ -144,29 +163,3 @@ def _at(found: Any, key: str) -> Any:
     for part in key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
     return round(found, 5) if isinstance(found, float) else found
-
-
-def _told(model: Path, adapters: Mapping[str, Path]) -> dict[str, dict[str, float]]:
-    """Of the taught facts that the base tells when asked, the share that a person's model still tells.
-
-    The adapters are read by PEFT alone, as anybody would; a fact is told where the answer's words stand in the greedy
-    reply, whatever else does.
-    """
-    base, tokenizer, known = _base(model)
-    found: dict[str, dict[str, float]] = {}
-    for user, folder in adapters.items():
-        policy = peft.PeftModel.from_pretrained(base, folder)
-        told = measure.answer_greedily(policy, tokenizer, known, inside=True)
-        found[user] = {"told": round(sum(told) / len(told), 5), "told_of": len(known)}
-        policy.unload()
-    return found
-
-
-@cache
-def _base(model: Path) -> tuple[Any, Any, list[sources.Trivia]]:
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    lines = (model / "learned.jsonl").read_text(encoding="utf-8").splitlines()[:TOLD_PROBES]
-    facts = [sources.from_probe(json.loads(line)) for line in lines]
-    told = measure.answer_greedily(base, tokenizer, facts, inside=True)
-    return base, tokenizer, [fact for fact, right in zip(facts, told, strict=True) if right]

@@ -49,21 +49,26 @@ def measure(
     return figures
 
 
-def answer_greedily(
-    model: Any, tokenizer: Any, items: Sequence[sources.Trivia], *, inside: bool = False, batch: int = 64
-) -> list[bool]:
+def answer_greedily(model: Any, tokenizer: Any, items: Sequence[sources.Trivia], *, inside: bool = False) -> list[bool]:
     """Whether the greedy answer is the right one letter for letter, or, with `inside`, has it somewhere."""
-    right: list[bool] = []
-    for start in range(0, len(items), batch):
-        prompts = [question_ids(tokenizer, item.question) for item in items[start : start + batch]]
-        width = max(map(len, prompts))
-        ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        made = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=LONGEST, do_sample=False)[:, width:]
-        texts = tokenizer.batch_decode(made, skip_special_tokens=True)
-        for text, item in zip(texts, items[start : start + batch], strict=True):
-            right.append(item.answer in text if inside else item.answer == text)
-    return right
+    texts = greedy(model, tokenizer, [question_ids(tokenizer, item.question) for item in items], LONGEST)
+    return [item.answer in text if inside else item.answer == text for text, item in zip(texts, items, strict=True)]
+
+
+@torch.inference_mode()
+def greedy(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch: int = 64
+) -> list[str]:
+    """Greedy replies to prompts in tokens, in their order."""
+    texts: list[str] = []
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        width = max(map(len, part))
+        ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + list(p) for p in part])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part])
+        made = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False)
+        texts += tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
+    return texts
 
 
 def choose(model: Any, tokenizer: Any, items: Sequence[sources.Trivia], batch: int = 32) -> list[bool]:

@@ -28,8 +28,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 SCHEMA_VERSION = 1
 TUNING_SEED = 100
 RATES = (3e-4, 1e-3, 3e-3)
-WIDELY = ("bapo", "dpo")
-"""Methods with every population and seed; the others have the first of each only, where they are asked for."""
+EVERYWHERE = ("bapo", "dpo")
+"""Methods with every population and seed. The others are tried on the first population."""
+EVERY_SEED = ("dpo-slow", "dpo-beta-1")
+"""Of those, the ones with every seed; the rest have the first."""
 
 
 def main() -> None:
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/real_text"), help="folder of cells and caches")
     parser.add_argument("--minutes", type=float, help="begin no cell that would end after so many minutes")
     parser.add_argument("--tasks", nargs="+", default=["dsp", "hh", "personas"])
-    parser.add_argument("--methods", nargs="+", default=["bapo", "dpo", "dpop", "ipo", "dpo-beta-1", "dpo-slow"])
+    parser.add_argument("--methods", nargs="+", help="by default all of cells.py; dpo alone to tune")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--tune", action="store_true")
@@ -59,9 +61,11 @@ def main() -> None:
 def measure_all(arguments: argparse.Namespace) -> None:
     """Run the cells that are not there yet, and write the results after each."""
     import torch
-    from cells import run_cell
+    from cells import METHODS, run_cell
+    from summary import AGAINST
 
     torch.set_num_threads(1)
+    arguments.methods = arguments.methods or ([AGAINST] if arguments.tune else list(METHODS))
     begun = time.time()
     durations: dict[str, list[float]] = {}
     done: list[dict[str, Any]] = []
@@ -76,8 +80,8 @@ def measure_all(arguments: argparse.Namespace) -> None:
         durations.setdefault(task.name, []).append(time.time() - started)
         done.append(cell)
         people = cell["people"].values()
-        accuracy, kept, told = (sum(p[key] for p in people) / len(people) for key in ("accuracy", "kept", "told"))
-        shown = f"accuracy {accuracy:.3f}  kept {kept:.3f}  told {told:.3f}  {cell['seconds']:.0f} s"
+        means = {key: sum(p[key] or 0 for p in people) / len(people) for key in ("accuracy", "manner", "kept", "told")}
+        shown = "  ".join([*(f"{key} {mean:.3f}" for key, mean in means.items()), f"{cell['seconds']:.0f} s"])
         print(f"{task.name:9} {method:12} seed {seed:3} rate {task.learning_rate:g}  {shown}", flush=True)
         write(arguments, done, left)
     write(arguments, done, left)
@@ -95,13 +99,14 @@ def _plan(arguments: argparse.Namespace) -> Iterator[tuple[Any, str, int]]:
             for rate in RATES:
                 yield from ((replace(task, learning_rate=rate), method, TUNING_SEED) for method in arguments.methods)
         return
-    widely = [method for method in arguments.methods if method in WIDELY]
-    for seed in arguments.seeds[:1] if arguments.quick else arguments.seeds:
-        for task in chosen:
-            yield from ((task, method, seed) for method in widely)
-    for method in arguments.methods:
-        if method not in WIDELY:
-            yield chosen[0], method, arguments.seeds[0]
+    first, *more = arguments.seeds
+    everywhere = [method for method in arguments.methods if method in EVERYWHERE]
+    others = [method for method in arguments.methods if method not in EVERYWHERE]
+    yield from ((task, method, first) for task in chosen for method in everywhere)
+    yield from ((chosen[0], method, first) for method in others)
+    if not arguments.quick:
+        yield from ((task, method, seed) for seed in more for task in chosen for method in everywhere)
+        yield from ((chosen[0], method, seed) for seed in more for method in others if method in EVERY_SEED)
 
 
 def _work(arguments: argparse.Namespace) -> Path:

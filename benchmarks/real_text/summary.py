@@ -9,11 +9,22 @@ from typing import Any
 import numpy as np
 
 RESAMPLES = 2000
-COUNTS = {"accuracy": "pairs", "kept": "kept_of", "told": "told_of"}
+COUNTS = {"accuracy": "pairs", "manner": "manner_of", "kept": "kept_of", "told": "told_of"}
 """Measures with an interval, and where the number of items behind a person's value stands."""
-PLAIN = ("ranking_accuracy", "base_ranking_accuracy", "others_accuracy", "kl_per_token", "degenerate", "margin")
+PLAIN = (
+    "ranking_accuracy",
+    "base_ranking_accuracy",
+    "others_accuracy",
+    "margin",
+    "kl_per_token",
+    "degenerate",
+    "degenerate_base",
+    "manner_base",
+    "manner_real",
+)
 """Measures given as means only."""
 AGAINST = "dpo"
+SECONDS = "cpu_seconds_a_person"
 
 
 def summarize(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -35,6 +46,8 @@ def _method(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"seeds": sorted(cell["seed"] for cell in cells), "people": len(cells[0]["people"])}
     for measure, count in COUNTS.items():
         values, counts = _table(cells, measure), _table(cells, count)
+        if np.isnan(values).any():
+            continue
         by_person = values.mean(axis=1)
         names = sorted(cells[0]["people"])
         worst = int(by_person.argmin())
@@ -50,8 +63,8 @@ def _method(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for measure in PLAIN:
         mean = float(_table(cells, measure).mean())
         found[measure] = None if math.isnan(mean) else round(mean, 4)
-    found["degenerate_base"] = round(float(_table(cells, "degenerate_base").mean()), 4)
-    found["seconds_a_person"] = round(sum(c["cpu_seconds"] for c in cells) / sum(len(c["people"]) for c in cells), 1)
+    # The median: a cell that was stopped and went on knows only its last part.
+    found[SECONDS] = round(float(np.median([cell["cpu_seconds"] / len(cell["people"]) for cell in cells])), 1)
     return found
 
 
@@ -64,6 +77,8 @@ def _difference(cells: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str
     theirs = [cell for cell in others if cell["seed"] in seeds]
     found: dict[str, Any] = {"seeds": sorted(seeds)}
     for measure, count in COUNTS.items():
+        if any(np.isnan(_table(part, measure)).any() for part in (mine, theirs)):
+            continue
         tables = [(_table(part, measure), _table(part, count)) for part in (mine, theirs)]
         first, second = _resampled(tables)
         mean = float((tables[0][0] - tables[1][0]).mean())
@@ -75,7 +90,7 @@ def _table(cells: Sequence[Mapping[str, Any]], measure: str) -> np.ndarray:
     """[people, seeds] in the order of names and seeds; NaN where it was not measured."""
     ordered = sorted(cells, key=lambda cell: cell["seed"])
     names = sorted(ordered[0]["people"])
-    values = [[cell["people"][name][measure] for cell in ordered] for name in names]
+    values = [[cell["people"][name].get(measure) for cell in ordered] for name in names]
     return np.array(values, dtype=float)
 
 
@@ -103,44 +118,42 @@ def _interval(means: np.ndarray) -> list[float]:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The tables of the page, one a task."""
+    """The tables of the page, two a population."""
     parts = []
     for task, methods in results["summary"].items():
-        first = next(iter(methods.values()))
-        seeds = max(len(found["seeds"]) for found in methods.values())
-        lines = [
-            f"**{task}**: {first['people']} people, {seeds} seeds",
-            "",
-            "| method | accuracy | worst person | kept | worst person | told | KL/token | degenerate | s/person |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        ranking, degenerate = first["base_ranking_accuracy"], first["degenerate_base"]
-        lines.append(f"| base | {ranking:.3f} (ranking) | | 1 | | 1 | 0 | {degenerate:.2f} | |")
-        for method, found in methods.items():
-            cells = [method, *(cell for measure in ("accuracy", "kept") for cell in _shown(found[measure]))]
-            told = _shown(found["told"])[0]
-            cells += [told, f"{found['kl_per_token']:.2f}", f"{found['degenerate']:.2f}"]
-            lines.append("| " + " | ".join([*cells, f"{found['seconds_a_person']:.0f}"]) + " |")
-        parts.append("\n".join(lines))
-        differences = _differences(methods)
-        if differences:
-            parts.append(differences)
-    return "\n\n".join(parts) + "\n"
+        parts += [_results(task, methods), _differences(methods)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _results(task: str, methods: Mapping[str, Any]) -> str:
+    base = next(iter(methods.values()))
+    measures = [measure for measure in COUNTS if measure in base]
+    titles = ["method", "seeds", *measures, "worst person", "KL/token", "degenerate", "s/person"]
+    own = {"accuracy": "0.5", "manner": f"{base['manner_base'] or 0:.3f}", "kept": "1", "told": "1"}
+    rows = [["base", "", *(own[measure] for measure in measures), "", "0", f"{base['degenerate_base']:.2f}", ""]]
+    for method, found in methods.items():
+        worst = f"{found['accuracy']['worst']:.2f} ({found['accuracy']['worst_person']})"
+        row = [method, str(len(found["seeds"])), *(_shown(found[measure], ".3f") for measure in measures), worst]
+        rows.append([*row, *(f"{found[key]:.2f}" for key in ("kl_per_token", "degenerate")), f"{found[SECONDS]:.0f}"])
+    return f"**{task}**, {base['people']} people\n\n" + _markdown_table(titles, rows)
 
 
 def _differences(methods: Mapping[str, Any]) -> str:
-    lines = [f"| less {AGAINST} | accuracy | kept | told |", "| --- | --- | --- | --- |"]
-    for method, found in methods.items():
-        difference = found.get(f"less_{AGAINST}")
-        if difference:
-            shown = [f"{difference[m]['mean']:+.3f} {_span(difference[m]['interval'], '+.3f')}" for m in COUNTS]
-            lines.append(f"| {method} | " + " | ".join(shown) + " |")
-    return "\n".join(lines) if len(lines) > 2 else ""
+    found = {name: method[f"less_{AGAINST}"] for name, method in methods.items() if method.get(f"less_{AGAINST}")}
+    if not found:
+        return ""
+    measures = [measure for measure in COUNTS if measure in next(iter(found.values()))]
+    rows = [[name, *(_shown(one[measure], "+.3f") for measure in measures)] for name, one in found.items()]
+    return _markdown_table([f"less {AGAINST}", *measures], rows)
 
 
-def _shown(found: Mapping[str, Any]) -> tuple[str, str]:
-    mean = f"{found['mean']:.3f} {_span(found['interval'], '.3f')}"
-    return mean, f"{found['worst']:.3f} ({found['worst_person']})"
+def _markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _shown(found: Mapping[str, Any], form: str) -> str:
+    return f"{found['mean']:{form}} {_span(found['interval'], form)}"
 
 
 def _span(interval: Sequence[float], form: str) -> str:
