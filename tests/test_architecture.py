@@ -5,7 +5,19 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "pluralign"
 FROM_THE_TOP = [
-    *("__main__", "cli", "demo", "answers", "evaluation", "training", "models", "objectives", "preferences", "world"),
+    *(
+        "__main__",
+        "cli",
+        "demo",
+        "answers",
+        "people",
+        "evaluation",
+        "training",
+        "models",
+        "objectives",
+        "preferences",
+        "world",
+    ),
     *("resolve", "config", "progress", "versions", "storage", "errors", "__init__"),
 ]
 UPWARDS = {("training/run.py", "evaluation")}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pluralign.cli import COMMANDS
+from pluralign.cli import COMMANDS, named_arguments
 from pluralign.config import TrainConfig
 from pluralign.resolve import parse, resolve
 
@@ -43,8 +43,8 @@ def test_commands_of_the_pages_are_understood(words):
     size = 2 if " ".join(words[:2]) in COMMANDS else 1
     name, arguments = " ".join(words[:size]), words[size:]
     assert name in COMMANDS or name == "--help"
-    if name == "data check" and arguments and not arguments[0].startswith("-"):
-        arguments = ["--data", *arguments]
+    if name in COMMANDS:
+        arguments = named_arguments(name, arguments)
     # A page's own files need not be there: only `--config` is read at this point.
     if "--config" in arguments or any(word in ("|", ">", "&&", "COMMAND") for word in arguments):
         return

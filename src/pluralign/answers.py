@@ -57,7 +57,7 @@ def answer_prompts(config: GenerateConfig) -> list[Answers]:
     base = load_base(_base_of(trained, config.device))
     prompts = [_as_turn(row, base, plain=config.plain) for row in given]
     encoded = encoder_of(base, trained.data).encode_many(prompts, branches=())
-    warn_of_losses([], encoded)
+    warn_of_losses([], [row.cut for row in encoded])
     token_ids = [one.prompt_ids for one in encoded]
 
     def answers_of(model: Any, name: str) -> list[str]:

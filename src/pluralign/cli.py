@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pluralign import __version__
@@ -16,6 +16,9 @@ from pluralign.config import (
     DemoConfig,
     EvaluateConfig,
     GenerateConfig,
+    PeopleListConfig,
+    PeopleRemoveConfig,
+    PeopleShowConfig,
     TrainConfig,
     WorldConfig,
 )
@@ -120,22 +123,75 @@ def generate(config: GenerateConfig) -> int:
     return DONE
 
 
+def people_list(config: PeopleListConfig) -> int:
+    """List everybody of a run: adapter or reason why none, steps, accuracy, size."""
+    from pluralign.people.listing import as_json, list_people, people_table
+    from pluralign.storage import check_place, write_json
+
+    if config.output:
+        check_place(config.output)
+    entries = list_people(config.run)
+    _show(people_table(entries))
+    if config.output:
+        write_json(config.output, as_json(entries))
+    return DONE
+
+
+def people_show(config: PeopleShowConfig) -> int:
+    """Show everything about one person of a run: adapter, files, metrics, evaluation."""
+    from pluralign.people.listing import person_table, show_person
+    from pluralign.storage import check_place, write_json
+
+    if config.output:
+        check_place(config.output)
+    person = show_person(config.run, config.user)
+    _show(person_table(person))
+    if config.output:
+        write_json(config.output, {"schema_version": 1, **asdict(person)})
+    return DONE
+
+
+def people_remove(config: PeopleRemoveConfig) -> int:
+    """Remove people from a run and from the cache, and prove that nothing is left."""
+    from pluralign.people.removal import remove_people
+
+    removal = remove_people(config)
+    parts = {"removed": removal.removed, "read again": removal.checked, "note": removal.remarks}
+    parts |= {"A TRACE REMAINS": removal.traces, "NOT PROVEN": removal.unproven}
+    for name, lines in parts.items():
+        for line in lines:
+            _say(f"{name}: {line}")
+    if removal.proven:
+        _say("nothing is left of them")
+    return DONE if removal.proven else PARTLY
+
+
 @dataclass(frozen=True)
 class Command:
-    """A command's configuration and the function that runs it."""
+    """A command's configuration and the function that runs it.
+
+    Attributes:
+        config: its keys.
+        run: takes the configuration, returns the exit code.
+        first: the key that a first argument without a name is the value of.
+    """
 
     config: type[Any]
     run: Callable[[Any], int]
+    first: str | None = None
 
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(DemoConfig, demo),
-    "data check": Command(CheckConfig, data_check),
+    "data check": Command(CheckConfig, data_check, first="--data"),
     "world make": Command(WorldConfig, world_make),
     "anchor": Command(AnchorTableConfig, anchor),
     "train": Command(TrainConfig, train),
     "evaluate": Command(EvaluateConfig, evaluate),
     "generate": Command(GenerateConfig, generate),
+    "people list": Command(PeopleListConfig, people_list, first="--run"),
+    "people show": Command(PeopleShowConfig, people_show, first="--run"),
+    "people remove": Command(PeopleRemoveConfig, people_remove, first="--run"),
 }
 
 
@@ -165,8 +221,7 @@ def _run(name: str, arguments: list[str]) -> int:
     from pluralign.resolve import parse
 
     command = COMMANDS[name]
-    if name == "data check" and arguments and not arguments[0].startswith("-"):
-        arguments = ["--data", *arguments]
+    arguments = named_arguments(name, arguments)
     try:
         config = parse(command.config, arguments, prog=f"pluralign {name}")
     except PluralignError as error:
@@ -186,6 +241,14 @@ def _run(name: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept", file=sys.stderr, flush=True)
         return INTERRUPTED
+
+
+def named_arguments(name: str, arguments: list[str]) -> list[str]:
+    """A command's arguments, the first one named where the command lets it stand without a name."""
+    first = COMMANDS[name].first
+    if first and arguments and not arguments[0].startswith("-"):
+        return [first, *arguments]
+    return arguments
 
 
 def _command(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -214,8 +277,19 @@ def _close(result: TrainResult) -> int:
 
     for user, reason in result.skipped.items():
         _say(f"skipped {shown(user)!r}: {reason}")
+    if result.changed:
+        _say(f"rows have changed since of {_named(result.changed)}; --update trains whom it names again")
+    if result.absent:
+        _say(f"no row is in the table any more of {_named(result.absent)}; what is there stays")
     _say(f"results: {result.output_dir}")
     return PARTLY if result.skipped else DONE
+
+
+def _named(users: Sequence[str], most: int = 10) -> str:
+    from pluralign.preferences import shown
+
+    more = f" and {len(users) - most} more" if len(users) > most else ""
+    return f"{len(users)} people ({', '.join(map(shown, users[:most]))}{more})"
 
 
 def _show(renderable: Any) -> None:

@@ -193,6 +193,16 @@ class TrainingConfig:
 
 
 @dataclass
+class BankConfig:
+    """Many people at once: adapters stacked on the one base."""
+
+    slots: int | None = None
+    """Adapters in memory at a time; by default what suits the device and fits."""
+    batch_tokens: int | None = None
+    """Tokens of one forward, whoever they belong to, padding included; by default what suits the device."""
+
+
+@dataclass
 class EvaluationConfig:
     """What is measured of each person."""
 
@@ -251,6 +261,8 @@ class TrainConfig(ModelConfig):
     """Folder of the results; one of another run is never overwritten without `overwrite`."""
     overwrite: bool = False
     """Replace the results of another run."""
+    update: str | list[str] = field(default_factory=list)
+    """People of a finished folder to train anew on the present table: an id, several with commas between, or a list."""
     parameters: ParametersConfig = field(default_factory=ParametersConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -258,6 +270,10 @@ class TrainConfig(ModelConfig):
     weighting: WeightingConfig = field(default_factory=WeightingConfig)
     base_responses: GenerationConfig = field(default_factory=GenerationConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    engine: Literal["auto", "bank", "trainer", "ray"] = "auto"
+    """How people are trained: together in the bank, one after another in the Trainer, what fits the run, or in banks
+    on the workers of a Ray cluster."""
+    bank: BankConfig = field(default_factory=BankConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
@@ -295,6 +311,40 @@ class GenerateConfig:
     """Fixes sampling."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`."""
+
+
+@dataclass
+class PeopleListConfig:
+    """`pluralign people list`: everybody of a run on a line each."""
+
+    run: str = "runs/train"
+    """Folder of a run."""
+    output: str | None = None
+    """A JSON file for the list, beside the table in the terminal."""
+
+
+@dataclass
+class PeopleShowConfig:
+    """`pluralign people show`: everything about one person of a run."""
+
+    run: str = "runs/train"
+    """Folder of a run."""
+    user: str = ""
+    """The id of the person to show."""
+    output: str | None = None
+    """A JSON file for it, beside the tables in the terminal."""
+
+
+@dataclass
+class PeopleRemoveConfig:
+    """`pluralign people remove`: people out of a run, with everything that tells of them, and the proof."""
+
+    run: str = "runs/train"
+    """Folder of a run."""
+    user: str | list[str] = field(default_factory=list)
+    """Who goes: an id, several with commas between, or a list."""
+    data: DataConfig | None = None
+    """The table that they were trained on, where it is not that of the run any more; it finds their cached texts."""
 
 
 @dataclass

@@ -157,7 +157,8 @@ def _guarded(cls: type[C], parser: Any, run: Callable[[], Any], *, where: str = 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="jsonargparse.*")
             namespace = run()
-            values = vars(parser.instantiate(namespace))
+            # Not vars: a key of the name of one of the namespace's own methods (`update`) is marked in there.
+            values = parser.instantiate(namespace).as_dict()
             return cls(**{key: value for key, value in values.items() if key not in ("config", PRINT_CONFIG[2:])})
     except (ArgumentError, TypeError) as error:
         message = " ".join(str(error).split())

@@ -17,16 +17,19 @@ from pluralign.errors import InputError
 STAGING_PREFIX = ".staging-"
 
 
-def write_bytes(path: Path | str, content: bytes) -> None:
-    """Write a file so that a reader, or a run killed at any moment, sees the old content or the new, never a part."""
+@contextlib.contextmanager
+def staged_file(path: Path | str) -> Iterator[Path]:
+    """Fill a file beside its place, then move it there in one rename.
+
+    A reader, or a run killed at any moment, sees the old content or the new, never a part. On any exception the old
+    file stays as it was.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f"{STAGING_PREFIX}{uuid.uuid4().hex[:12]}")
     try:
-        with open(staging, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield staging
+        _sync_file(staging)
         os.replace(staging, path)
     except BaseException as error:
         staging.unlink(missing_ok=True)
@@ -35,6 +38,12 @@ def write_bytes(path: Path | str, content: bytes) -> None:
             error.filename = str(path)
         raise
     _sync_folder(path.parent)
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write a file whole or not at all; see `staged_file`."""
+    with staged_file(path) as staging:
+        staging.write_bytes(content)
 
 
 def check_place(path: Path | str) -> None:

@@ -84,7 +84,8 @@ def test_rows_and_batches_stay_within_their_bounds(
 def test_drift_against_a_direct_computation(make_base: Callable[..., Base]) -> None:
     base, policy = make_base(0), make_base(1)
     requests = random_requests(12)
-    found = drift(policy.model, requests, BaseLogits(lambda: contextlib.nullcontext(base.model)), forward_of(base))
+    logits = BaseLogits(lambda: contextlib.nullcontext(base.model))
+    found = drift(policy.model, {0: requests}, logits, forward_of(base), lambda _: contextlib.nullcontext())[0]
     for request in requests:
         ours, theirs = next_token_logps(policy, request), next_token_logps(base, request)
         divergence = (ours.exp() * (ours - theirs)).sum()
@@ -105,8 +106,8 @@ def test_base_logits_are_computed_once_while_they_fit(make_base: Callable[..., B
 
     logits = BaseLogits(base_model, limit=limit)
     requests = random_requests(12)
-    first = drift(base.model, requests[:8], logits, forward_of(base))
-    second = drift(base.model, requests[4:8], logits, forward_of(base))
+    first = drift(base.model, {0: requests[:8]}, logits, forward_of(base), lambda _: contextlib.nullcontext())[0]
+    second = drift(base.model, {0: requests[4:8]}, logits, forward_of(base), lambda _: contextlib.nullcontext())[0]
     assert len(asked) == passes
     for request in requests[4:8]:
         assert first[request].divergence == pytest.approx(0, abs=1e-5)

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from pluralign.config import GenerationConfig, ModelConfig
+from pluralign.config import GenerationConfig, ModelConfig, ParametersConfig
 from pluralign.evaluation import policies, read_evaluation
 from pluralign.models import Base, generate, load_base
 from pluralign.models.adapters import detach_adapter, load_adapter
+from pluralign.models.bank import LoraBank
 from pluralign.models.references import require_bare
 from pluralign.preferences import ALL, Preference
 
@@ -126,7 +127,7 @@ def test_the_base_is_measured_once_for_all(
     assert sum(seen) == 4 * (24 + 7)
 
 
-def test_one_generation_a_person_and_the_bases_part_once(
+def test_people_share_batches_and_the_bases_part_is_done_once(
     population: Any, make_rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     users = ["ann", "ben", "cem"]
@@ -138,15 +139,48 @@ def test_one_generation_a_person_and_the_bases_part_once(
     def counted(name: str, function: Any) -> Any:
         return lambda *args, **kwargs: passes.append(name) or function(*args, **kwargs)
 
-    monkeypatch.setattr(policies, "_without_adapter", counted("base logits", policies._without_adapter))
+    monkeypatch.setattr(policies, "_itself", counted("base logits", policies._itself))
     model = population.base.model
     monkeypatch.setattr(model, "generate", counted("generation", model.generate))
     population.evaluate(adapters, held_out)
-    assert sorted(passes) == ["base logits"] + 4 * ["generation"]
+    assert sorted(passes) == ["base logits", "generation", "generation"]
     passes.clear()
     population.evaluate(adapters, held_out)
     # This time the base's answers come from the cache.
-    assert sorted(passes) == ["base logits"] + 3 * ["generation"]
+    assert sorted(passes) == ["base logits", "generation"]
+
+
+def test_in_one_batch_everybody_is_measured_as_alone(
+    population: Any, make_rows: Rows, probes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapters of two shapes, one that is broken and one that is missing among them."""
+    users = [f"user-{number}" for number in range(6)]
+    held_out = population.anchored([row for user in users for row in make_rows([user])])
+    adapters = {user: population.adapter(user, 0.1, seed=number) for number, user in enumerate(users)}
+    other = LoraBank(population.base, ParametersConfig(rank=3, alpha=7), 1)
+    other.admit(0, seed=5)
+    other.matrix[0] += 0.02
+    other.save(0, population.folder / "other", user="other")
+    other.detach()
+    adapters["user-2"] = population.folder / "other"
+    adapters["user-3"] = population.folder / "nowhere"
+    weights = adapters["user-4"] / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    together = population.evaluate(adapters, held_out, probes=probes)
+    monkeypatch.setattr(policies, "AT_ONCE", 1)
+    alone = population.evaluate(adapters, held_out, probes=probes)
+    assert list(together.skipped) == list(alone.skipped) == ["user-3", "user-4"]
+    assert together.skipped["user-3"] == alone.skipped["user-3"]
+    assert list(together.people) == list(alone.people) == ["user-0", "user-1", "user-2", "user-5"]
+    for user, one in alone.people.items():
+        assert _flat(together.people[user]) == pytest.approx(_flat(one), rel=1e-3, abs=1e-5, nan_ok=True)
+
+
+def _flat(value: Any, path: str = "") -> dict[str, float]:
+    """Every number of nested results."""
+    if isinstance(value, dict):
+        return {name: number for key, part in value.items() for name, number in _flat(part, f"{path}/{key}").items()}
+    return {path: float(value)} if isinstance(value, int | float) else {}
 
 
 @pytest.mark.parametrize("damage", ["missing", "weights", "config", "other base", "other shape"])

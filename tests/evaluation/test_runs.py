@@ -22,9 +22,9 @@ from pluralign.config import (
 from pluralign.errors import InputError
 from pluralign.evaluation import evaluate, read_evaluation
 from pluralign.models import Base, load_base
-from pluralign.models.adapters import write_index
 from pluralign.preferences import ALL, Preference, data_hash, folder_name, load_preferences, split_preferences
 from pluralign.resolve import MADE_WITH, as_yaml
+from pluralign.training.index import write_index
 
 USERS = ["Ann", "../ben", "cem"]
 

@@ -245,3 +245,32 @@ def test_a_killed_process_keeps_what_it_flushed(tmp_path: Path) -> None:
         section = Cache(tmp_path).section("values", FACTS)
     assert len(section) >= 45
     assert all(section.get(key(number)) == number / 3 for number in range(len(section)))
+
+
+def test_values_are_taken_out_of_every_section_and_the_others_stay(tmp_path: Path) -> None:
+    folders = [fill(tmp_path, range(6), kind) for kind in ("some", "others")]
+    with Cache(tmp_path).section("some", {"dtype": "bfloat16"}) as section:
+        section.put(key(1), "x")
+    cache = Cache(tmp_path)
+    gone = {key(1), key(4), key(99)}
+    found = cache.find("some", gone)
+    assert set(found) == {key(1), key(4)} and set(found[key(1)]) == {1 / 3, "x"} and found[key(4)] == [4 / 3]
+    kept = segments(folders[1])
+    assert cache.remove("some", gone) == 3
+    assert segments(folders[1]) == kept
+    left = Cache(tmp_path).section("some", FACTS)
+    assert [number for number in range(6) if key(number) in left] == [0, 2, 3, 5]
+    assert cache.holding(gone) == (kept, 2)
+    assert cache.remove("others", gone) == 2 and cache.holding(gone) == ([], 2)
+    assert cache.remove("others", gone) == 0
+
+
+def test_damaged_lines_go_with_what_is_taken_out_and_half_written_ones_are_seen(tmp_path: Path) -> None:
+    folder = fill(tmp_path, range(4))
+    (path,) = segments(folder)
+    path.write_bytes(path.read_bytes().replace(b'"value":0.6', b'"value":0.7'))
+    (folder / ".staging-1").write_bytes(path.read_bytes().split(b"\n")[3])
+    cache = Cache(tmp_path)
+    assert cache.remove("values", {key(1)}) == 2
+    assert cache.holding({key(1), key(2)}) == ([], 2)
+    assert cache.holding({key(3)})[0] == [folder / ".staging-1", *segments(folder)]

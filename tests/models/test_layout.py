@@ -63,15 +63,15 @@ MayAttend = Callable[[Tensor, Tensor, Reach | None], Tensor]
 
 
 def without_window(right: MayAttend) -> MayAttend:
-    return lambda segments, positions, reach=None: right(segments, positions, Reach())
+    return lambda segments, positions, reach=None, rows=None: right(segments, positions, Reach())
 
 
 def window_off_by_one(right: MayAttend) -> MayAttend:
-    return lambda segments, positions, reach=None: right(segments, positions, Reach(window=reach.window + 1))  # type: ignore[union-attr, operator]
+    return lambda segments, positions, reach=None, rows=None: right(segments, positions, Reach(window=reach.window + 1))  # type: ignore[union-attr, operator]
 
 
 def branches_see_each_other(right: MayAttend) -> MayAttend:
-    def broken(segments: Tensor, positions: Tensor, reach: Reach | None = None) -> Tensor:
+    def broken(segments: Tensor, positions: Tensor, reach: Reach | None = None, rows: None = None) -> Tensor:
         merged = torch.where(segments == PADDING, PADDING, 0)
         columns = torch.arange(segments.shape[1]).expand_as(segments)
         return right(merged, columns, None)
@@ -80,7 +80,7 @@ def branches_see_each_other(right: MayAttend) -> MayAttend:
 
 
 def prompt_is_hidden(right: MayAttend) -> MayAttend:
-    return lambda segments, positions, reach=None: right(segments + (segments != PADDING), positions, reach)
+    return lambda segments, positions, reach=None, rows=None: right(segments + (segments != PADDING), positions, reach)
 
 
 BROKEN = [

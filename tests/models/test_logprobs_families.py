@@ -11,6 +11,7 @@ import transformers as tf
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from pluralign.models.attention import BLOCKED
 from pluralign.models.encoding import Encoded
 from pluralign.models.layout import choose_layout
 from pluralign.models.logprobs import branch_logps
@@ -106,7 +107,10 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 EAGER_ONLY = ("gemma2", "gpt_oss")
 CASES = [
-    (name, kernel) for name in CONFIGS for kernel in ("eager", "sdpa") if not (kernel == "sdpa" and name in EAGER_ONLY)
+    (name, kernel)
+    for name in CONFIGS
+    for kernel in ("eager", "sdpa", BLOCKED)
+    if kernel == "eager" or name not in EAGER_ONLY
 ]
 
 

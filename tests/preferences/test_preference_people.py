@@ -1,4 +1,4 @@
-"""Folder names: one a person, never outside the output folder."""
+"""Ids: as folder names, one a person and never outside the output folder; as typed; and what stands behind them."""
 
 import re
 
@@ -6,7 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pluralign.preferences import folder_name, shown
+from pluralign.errors import InputError
+from pluralign.preferences import Preference, folder_name, named_people, people_hashes, shown
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]), min_size=1, max_size=150)
 SIMILAR = st.text("aA.%-_/é\ud800", min_size=1, max_size=130)
@@ -61,3 +62,53 @@ def test_an_id_on_a_terminal_is_one_short_line_that_steers_nothing(user):
 
 def test_an_id_that_prints_is_shown_as_it_is():
     assert [shown(user) for user in ("ann", "../..", "Ä 😀")] == ["ann", "../..", "Ä 😀"]
+
+
+@given(st.lists(ANY_TEXT, unique=True, min_size=1, max_size=5))
+def test_a_list_names_ids_as_they_are(known):
+    assert named_people([*known, *known], known, where="x") == known
+    assert named_people(known[0], known, where="x") == known[:1]
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        ("ann,ben", ["ann", "ben"]),
+        (" ben , ann,ben,", ["ben", "ann"]),
+        ("a,b", ["a,b"]),
+        ("", []),
+        (None, []),
+        ([], []),
+    ],
+)
+def test_a_text_names_one_id_or_several(typed, named):
+    assert named_people(typed, ["ann", "ben", "a,b"], where="x") == named
+
+
+@pytest.mark.parametrize(
+    ("typed", "known", "said"),
+    [
+        ("anne", ["ann", "zoe", "ann"], "x: nobody has the id 'anne'. Did you mean 'ann'?"),
+        ("q", ["ann"], "There are 'ann'."),
+        ("q", map(str, range(11)), "There are '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', ..."),
+        ("q", [], "There is nobody."),
+    ],
+)
+def test_an_unknown_id_is_refused_with_those_that_are_near(typed, known, said):
+    with pytest.raises(InputError) as caught:
+        named_people(typed, list(known), where="x")
+    assert said in str(caught.value)
+
+
+def test_a_persons_hash_is_of_their_own_rows_in_order():
+    def row(user, text):
+        return Preference(prompt="q", chosen=text, rejected="no", user=user)
+
+    one, two, other = row("ann", "a"), row("ann", "b"), row("ben", "a")
+    hashes = people_hashes([one, two, other], "user")
+    assert people_hashes([other, one, two], "user") == hashes and set(hashes) == {"ann", "ben"}
+    assert hashes["ann"] != hashes["ben"]
+    assert people_hashes([two, one], "user")["ann"] != hashes["ann"]
+    assert people_hashes([one], "user", held_out=[two])["ann"] != hashes["ann"]
+    assert people_hashes([one], "user", held_out=[other]).keys() == {"ann"}
+    assert set(people_hashes([one, other], "none")) == {"_all"}

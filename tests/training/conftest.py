@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,31 @@ def make_config(tmp_path: Path) -> Callable[..., TrainConfig]:
         return config
 
     return make
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Callable[..., dict[str, int]]]:
+    """Runs a configuration in a process of its own, killed as told; returns its status and its operations on files."""
+    command = [sys.executable, str(Path(__file__).with_name("kill_server.py"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        assert server.stdin and server.stdout
+
+        def order(
+            config: TrainConfig,
+            die_at: int | None = None,
+            seconds: float | None = None,
+            remove: str | None = None,
+            watch: Path | None = None,
+        ) -> dict[str, int]:
+            """Train, or remove a person; operations are counted below `watch`, by default the output folder."""
+            order = {"config": asdict(config), "die_at": die_at, "seconds": seconds, "remove": remove}
+            line = json.dumps({**order, "watch": str(watch or config.output_dir)})
+            server.stdin.write(line.encode() + b"\n")
+            server.stdin.flush()
+            return dict(json.loads(server.stdout.readline()))
+
+        yield order
+        server.stdin.close()
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
-"""Runs `train` in forked processes that die at a given moment. Imports once: a run costs a second, not six.
+"""Runs `train`, or `people remove`, in forked processes that die at a given moment. Imports once: seconds are saved.
 
-Reads a JSON line a run from stdin, `{"config": {...}, "die_at": n | null, "seconds": s | null}`, and answers with
-`{"status": exit code or minus the signal, "events": operations on files of the output folder}`. A process with `die_at`
-kills itself at its n-th such operation; one with `seconds` is killed after that time.
+Reads a JSON line a run from stdin, `{"config": {...}, "die_at": n | null, "seconds": s | null, "remove": id | null,
+"watch": folder}`, and answers with `{"status": exit code or minus the signal, "events": operations on files below the
+folder}`. A process with `die_at` kills itself at its n-th such operation; one with `seconds` is killed after that time.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ import sys
 import time
 from typing import Any
 
-from pluralign.config import TrainConfig
+from pluralign.config import PeopleRemoveConfig, TrainConfig
+from pluralign.people.removal import remove_people
 from pluralign.resolve import resolve
 from pluralign.training import train
 
 _OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.scandir", "os.listdir")
 
 
-def _watch(output_dir: str, die_at: int | None) -> list[int]:
+def _watch(folder: str, die_at: int | None) -> list[int]:
     events = [0]
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in _OPERATIONS and any(output_dir in str(argument) for argument in arguments[:2]):
+        if event in _OPERATIONS and any(folder in str(argument) for argument in arguments[:2]):
             events[0] += 1
             if events[0] == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -37,11 +38,15 @@ def _watch(output_dir: str, die_at: int | None) -> list[int]:
 def _run(order: dict[str, Any], report: int) -> None:
     # Kept from the pipe on which the answers go.
     os.dup2(2, 1)
-    events = _watch(order["config"]["output_dir"], order["die_at"])
+    events = _watch(order["watch"], order["die_at"])
     status = 1
     try:
-        train(resolve(TrainConfig, order["config"]))
-        status = 0
+        if order["remove"]:
+            removal = remove_people(PeopleRemoveConfig(order["config"]["output_dir"], order["remove"]))
+            status = 0 if removal.proven else 1
+        else:
+            train(resolve(TrainConfig, order["config"]))
+            status = 0
     finally:
         os.write(report, str(events[0]).encode())
         os._exit(status)

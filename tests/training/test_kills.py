@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pluralign.config import TrainConfig
-
 KILLED = -9
-
-
-@pytest.fixture(scope="module")
-def run() -> Iterator[Callable[..., dict[str, int]]]:
-    """Runs a configuration in a process of its own, killed as told; returns its status and its operations on files."""
-    command = [sys.executable, str(Path(__file__).with_name("kill_server.py"))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
-        assert server.stdin and server.stdout
-
-        def order(config: TrainConfig, die_at: int | None = None, seconds: float | None = None) -> dict[str, int]:
-            line = json.dumps({"config": asdict(config), "die_at": die_at, "seconds": seconds})
-            server.stdin.write(line.encode() + b"\n")
-            server.stdin.flush()
-            return dict(json.loads(server.stdout.readline()))
-
-        yield order
-        server.stdin.close()
 
 
 def _same(weights: Any, users: list[str], first: Path, second: Path) -> None:
@@ -70,13 +46,22 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def test_a_few_kills(run: Any, make_rows: Any, make_config: Any, weights: Any) -> None:
-    users = ["a", "b"]
+# Of two slots and three people, one moves in where another moved out.
+ENGINES: dict[str, dict[str, Any]] = {
+    "bank": {"engine": "bank", "bank": {"slots": 2}},
+    "trainer": {"engine": "trainer"},
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_few_kills(engine: str, run: Any, make_rows: Any, make_config: Any, weights: Any) -> None:
+    users = ["a", "b", "c"] if engine == "bank" else ["a", "b"]
     table = make_rows(users)
-    undisturbed = make_config(table, "undisturbed", **SETTINGS)
+    settings = {**SETTINGS, **ENGINES[engine]}
+    undisturbed = make_config(table, "undisturbed", **settings)
     whole = run(undisturbed)
     assert whole["status"] == 0
-    config = make_config(table, "run", **SETTINGS)
+    config = make_config(table, "run", **settings)
     config.data.path = undisturbed.data.path
     # Shares of all operations; a run that goes on has fewer left to do.
     for share in (0.3, 0.2, 0.25, 0.15):
@@ -86,12 +71,14 @@ def test_a_few_kills(run: Any, make_rows: Any, make_config: Any, weights: Any) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("save", ["steps", "epoch"])
-def test_many_kills(save: str, run: Any, make_rows: Any, make_config: Any, weights: Any) -> None:
+def test_many_kills(save: str, engine: str, run: Any, make_rows: Any, make_config: Any, weights: Any) -> None:
     """At least 24 kills at random operations on files and at random times, over as many runs as that takes."""
     users = [f"u{number}" for number in range(5)]
     table = make_rows(users)
-    settings = {**SETTINGS, "training": {**SETTINGS["training"], "save_strategy": save, "eval_strategy": save}}
+    training = {**SETTINGS["training"], "save_strategy": save, "eval_strategy": save}
+    settings = {**SETTINGS, **ENGINES[engine], "training": training}
     undisturbed = make_config(table, "undisturbed", **settings)
     whole = run(undisturbed)
     assert whole["status"] == 0

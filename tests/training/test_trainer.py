@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from transformers.trainer_callback import PrinterCallback
 
 from pluralign.config import AnchorConfig, BaseAnchorConfig, LossConfig
+from pluralign.models import logprobs
 from pluralign.models.anchoring import Anchored
 from pluralign.models.encoding import Encoder
 from pluralign.models.logprobs import branch_logps
@@ -322,13 +323,20 @@ def test_bf16(make_rows: Any, make_config: Any, metrics: Any, weights: Any) -> N
     assert all(tensor.dtype == torch.float32 for tensor in weights(result.adapters["a"]).values())
 
 
-def test_bf16_keeps_logits_as_they_are(make: Make, make_rows: Any) -> None:
-    """Autocast is on in training and in validation, and nobody makes a float32 copy of the logits."""
+def test_bf16_runs_the_head_in_bf16(make: Make, make_rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast is on in training and in validation; log-probs are float32, and logits are nowhere held in it."""
     seen = set()
+    head_logps = logprobs.head_logps
+
+    def watched(head: Any, hidden: Any, labels: Any, logit_map: Any, dtype: torch.dtype) -> torch.Tensor:
+        logps = head_logps(head, hidden, labels, logit_map, dtype)
+        seen.add((logps.requires_grad, dtype, logps.dtype))
+        return logps
+
     trainer = make(bf16=True, held_out=make_rows(["b"], 4), eval_strategy="epoch")
-    trainer.model.register_forward_hook(lambda _module, _inputs, output: seen.add(output.logits.dtype))
+    monkeypatch.setattr(logprobs, "head_logps", watched)
     trainer.train()
-    assert seen == {torch.bfloat16}
+    assert seen == {(trained, torch.bfloat16, torch.float32) for trained in (True, False)}
 
 
 def test_gradient_checkpointing_changes_nothing(make_rows: Any, make_config: Any, weights: Any) -> None:
@@ -352,7 +360,7 @@ def test_checkpoints_hold_nothing_that_runs_code(
                     torch.load(path, weights_only=True)
 
     monkeypatch.setattr(PreferenceTrainer, "_save_checkpoint", watched)
-    train(make_config(make_rows(["a"])))
+    train(make_config(make_rows(["a"]), engine="trainer"))
     assert found.keys() == {
         "adapter_config.json",
         "adapter_model.safetensors",

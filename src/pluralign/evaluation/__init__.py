@@ -1,9 +1,16 @@
 """Evaluation: what each person won and what it cost, against the base, as a table and as `evaluation.json`."""
 
-from pluralign.evaluation.evaluation import evaluate_people
-from pluralign.evaluation.probes import Probe, ProbeSet, load_probes
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from pluralign.evaluation.results import Evaluation, read_evaluation
-from pluralign.evaluation.runs import evaluate
+
+if TYPE_CHECKING:
+    from pluralign.evaluation.evaluation import evaluate_people
+    from pluralign.evaluation.probes import Probe, ProbeSet, load_probes
+    from pluralign.evaluation.runs import evaluate
 
 __all__ = [
     "Evaluation",
@@ -14,3 +21,17 @@ __all__ = [
     "load_probes",
     "read_evaluation",
 ]
+_MODULES = {
+    "Probe": "probes",
+    "ProbeSet": "probes",
+    "evaluate": "runs",
+    "evaluate_people": "evaluation",
+    "load_probes": "probes",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Only when one of them is asked for: results are read without torch.
+    if name not in _MODULES:
+        raise AttributeError(name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

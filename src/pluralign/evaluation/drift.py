@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pluralign.models.encoding import Encoded
 from pluralign.models.logprobs import response_logits, sum_by_branch, token_logps
-from pluralign.models.scoring import Forward, Request, batches, request_row
+from pluralign.models.scoring import Forward, Request, RowsOf, batches, request_row
 
 
 @dataclass
@@ -38,7 +38,8 @@ class BaseLogits:
 
     def of(self, rows: Sequence[Encoded], forward: Forward) -> Tensor:
         """Logits [N, V] of rows with one response each, in the order of the rows."""
-        missing = [row for row in rows if _request(row) not in self.kept]
+        # Several people's rows may hold the same response: the base runs it once.
+        missing = list({_request(row): row for row in rows if _request(row) not in self.kept}.values())
         if not missing:
             return torch.cat([self.kept[_request(row)] for row in rows])
         batch = forward.batch(missing)
@@ -56,28 +57,38 @@ class BaseLogits:
 
 
 def drift(
-    model: nn.Module, requests: Iterable[Request], base_logits: BaseLogits, forward: Forward
-) -> dict[Request, Drift]:
-    """Log-ratio and full-vocabulary KL divergence of a policy from the base on each distinct response of the base.
+    model: nn.Module,
+    requests: Mapping[int, Iterable[Request]],
+    base_logits: BaseLogits,
+    forward: Forward,
+    rows_of: RowsOf,
+) -> dict[int, dict[Request, Drift]]:
+    """Log-ratio and full-vocabulary KL divergence of policies from the base on each distinct response of the base.
 
     Args:
-        model: the policy.
-        requests: prompts with the base's response, neither empty.
+        model: runs every row through its own person's policy inside `rows_of`.
+        requests: person -> prompts with the base's response, neither empty.
         base_logits: where the base's side comes from.
         forward: layout, padding, device.
+        rows_of: makes the context in which a batch's rows are those of the given people.
     """
-    found: dict[Request, Drift] = {}
-    rows = [request_row(prompt, [response]) for prompt, response in dict.fromkeys(requests)]
+    found: dict[int, dict[Request, Drift]] = {owner: {} for owner in requests}
+    rows = [
+        (owner, request_row(prompt, [response]))
+        for owner, asked in requests.items()
+        for prompt, response in dict.fromkeys(asked)
+    ]
     with torch.no_grad():
         for group in batches(rows, forward):
-            batch = forward.batch(group)
-            base = base_logits.of(group, forward)
-            policy = response_logits(model, batch)
+            batch = forward.batch([row for _, row in group])
+            base = base_logits.of([row for _, row in group], forward)
+            with rows_of([owner for owner, _ in group]):
+                policy = response_logits(model, batch)
             ratio = token_logps(policy, batch.labels) - token_logps(base, batch.labels)
             ratios = sum_by_branch(ratio, batch)["o0"].tolist()
             divergences = sum_by_branch(kl_divergence(policy, base), batch)["o0"].tolist()
-            for row, log_ratio, divergence in zip(group, ratios, divergences, strict=True):
-                found[_request(row)] = Drift(log_ratio, divergence, len(row.response_ids["o0"]))
+            for (owner, row), log_ratio, divergence in zip(group, ratios, divergences, strict=True):
+                found[owner][_request(row)] = Drift(log_ratio, divergence, len(row.response_ids["o0"]))
     return found
 
 

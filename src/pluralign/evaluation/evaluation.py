@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pluralign.config import EvaluationConfig, GenerationConfig
-from pluralign.errors import InputError, PluralignError
+from pluralign.errors import InputError
 from pluralign.evaluation.behaviour import behaviour
 from pluralign.evaluation.drift import BaseLogits, drift
 from pluralign.evaluation.pairs import cross_plan, cross_results, drift_results, pair_results, scored_pairs
 from pluralign.evaluation.people import Person, gather
-from pluralign.evaluation.policies import Policy, opened_policy
+from pluralign.evaluation.policies import Policies, of_one_shape, opened_policies
 from pluralign.evaluation.probes import ProbeSet, load_probes, world_of
 from pluralign.evaluation.results import Evaluation, by_group, summarize
 from pluralign.evaluation.retention import BASE, OWN, Answered, ProbeBook, ProbeQuestion, answered, retention
@@ -26,7 +26,7 @@ from pluralign.models.encoding import Encoded, Encoder
 from pluralign.models.generation import Generated, generate
 from pluralign.models.references import base_responses, reference_logps
 from pluralign.models.rows import Layout
-from pluralign.models.scoring import Forward, Ids, Request, score
+from pluralign.models.scoring import Forward, Ids, Request, score_owned
 from pluralign.progress import progress_bar
 from pluralign.world import World
 
@@ -47,12 +47,14 @@ def evaluate_people(
     seed: int = 0,
     skipped: Mapping[str, str] | None = None,
     world: World | None = None,
+    only: Collection[str] | None = None,
 ) -> Evaluation:
     """Measure every person's policy against the base.
 
     The work of one person is one pass over the distinct texts of own pairs, cross pairs and probe options, one pass
     over the base's responses (with the base beside it, unless an earlier person had the same prompts), and one
-    generation. What is of the base alone is computed once for all, and cached.
+    generation; adapters of one shape go through the same batches. What is of the base alone is computed once for all,
+    and cached.
 
     Args:
         base: with no adapter attached, and so it is left.
@@ -67,6 +69,7 @@ def evaluate_people(
         seed: fixes samples of probes, prompts and people, and sampling.
         skipped: people without an adapter, with the reason; they are reported.
         world: judges answers to its prompts; by default the one that `settings.probes` names, if any.
+        only: whose policies are measured, on others' pairs too; by default everybody's.
 
     Returns:
         The evaluation, not yet written. A person whose adapter cannot be loaded is in `skipped`; the others go on.
@@ -78,6 +81,8 @@ def evaluate_people(
     check_questions(sets, encoder)
     rows = _referenced(base, held_out, cache, layout)
     people, missing = gather(adapters, rows, per=per, max_prompts=settings.max_prompts, seed=seed)
+    asked = set(people if only is None else only)
+    pairs = {name: one.pairs for name, one in people.items()}
     run = _Run(
         base=base,
         settings=settings,
@@ -89,7 +94,8 @@ def evaluate_people(
         world=world or next((found for found in map(world_of, _names(settings)) if found), None),
         book=_book(base, encoder, sets, held_out),
         people=people,
-        cross=cross_plan({name: one.pairs for name, one in people.items()}, limit=settings.cross_table, seed=seed),
+        measured={name: one for name, one in people.items() if name in asked},
+        cross=cross_plan(pairs, limit=settings.cross_table, seed=seed, only=asked),
     )
     results, failed = run.measure()
     reasons = {
@@ -111,6 +117,8 @@ class _Run:
     """Everything that stays the same from person to person.
 
     Attributes:
+        people: everybody, also those whose pairs only others are tried on.
+        measured: those whose policies are measured.
         cross: person -> whose pairs their policy is tried on.
         answers: prompt -> the base's answer.
         own_words: person -> prompts with what the base says to them.
@@ -127,6 +135,7 @@ class _Run:
     world: World | None
     book: ProbeBook
     people: dict[str, Person]
+    measured: dict[str, Person]
     cross: dict[str, list[str]]
     answers: dict[Ids, Generated] = field(init=False)
     own_words: dict[str, list[Request]] = field(init=False)
@@ -138,28 +147,28 @@ class _Run:
         self.own_words = self._base_rows()
         self.base_scores = self._base_probe_scores()
         by_folder: dict[Path, list[Person]] = {}
-        for person in self.people.values():
+        for person in self.measured.values():
             by_folder.setdefault(person.folder, []).append(person)
         results: dict[str, dict[str, Any]] = {}
         failed: dict[str, str] = {}
         kept: dict[Request, Any] = {}
         with progress_bar() as progress:
-            task = progress.add_task("evaluating", total=len(self.people))
-            for folder, sharing in by_folder.items():
-                try:
-                    with opened_policy(self.base, folder) as policy:
-                        logits = BaseLogits(policy.base_model, kept=kept)
-                        results |= self._measure_policy(policy, sharing, logits)
-                except PluralignError as error:
-                    failed |= {person.id: str(error) for person in sharing}
-                progress.advance(task, len(sharing))
+            task = progress.add_task("evaluating", total=len(self.measured))
+            for folders in of_one_shape(by_folder):
+                with opened_policies(self.base, folders) as (policies, broken):
+                    served = {number: by_folder[folder] for number, folder in enumerate(folders)}
+                    for number, reason in broken.items():
+                        failed |= {person.id: reason for person in served.pop(number)}
+                    results |= self._measure_policies(policies, served, BaseLogits(policies.base_model, kept=kept))
+                progress.advance(task, sum(len(by_folder[folder]) for folder in folders))
         # In the order of the adapters, whoever shares one.
-        return {name: results[name] for name in self.people if name in results}, failed
+        measured = {name: results[name] for name in self.measured if name in results}
+        return measured, {name: failed[name] for name in self.measured if name in failed}
 
     # -- the base, once -----------------------------------------------------------------------------------------
 
     def _base_answers(self) -> dict[Ids, Generated]:
-        prompts = {question.prompt: None for person in self.people.values() for question in person.questions}
+        prompts = {question.prompt: None for person in self.measured.values() for question in person.questions}
         if not self.settings.generate or not prompts:
             return {}
         made = base_responses(
@@ -169,7 +178,7 @@ class _Run:
 
     def _base_rows(self) -> dict[str, list[Request]]:
         """Person -> prompts with what the base says to them: its answers; without generation, those that rows bring."""
-        return {name: [*map(_request, self._base_encoded(person))] for name, person in self.people.items()}
+        return {name: [*map(_request, self._base_encoded(person))] for name, person in self.measured.items()}
 
     def _base_encoded(self, person: Person) -> list[Encoded]:
         if not self.settings.generate:
@@ -185,7 +194,7 @@ class _Run:
     def _base_probe_scores(self) -> dict[Request, float]:
         """Log-prob of every option behind every manner that is asked for."""
         # People of one manner share the very list.
-        parts = {id(part): part for name in self.people for part in self._questions(name).values()}
+        parts = {id(part): part for name in self.measured for part in self._questions(name).values()}
         questions = [question for part in parts.values() for question in part]
         rows = [
             Encoded(list(one.prompt), {f"o{number}": list(option) for number, option in enumerate(one.options)})
@@ -203,10 +212,38 @@ class _Run:
     def _questions(self, name: str) -> dict[str, list[ProbeQuestion]]:
         return {BASE: self.book.behind_base(), OWN: self.book.behind_own(self.people[name].manner)}
 
-    def _measure_policy(
-        self, policy: Policy, sharing: Sequence[Person], logits: BaseLogits
+    def _measure_policies(
+        self, policies: Policies, served: Mapping[int, Sequence[Person]], logits: BaseLogits
     ) -> dict[str, dict[str, Any]]:
-        """Results of the people whom one policy serves; what they share is computed once."""
+        """Results of the people whom each policy serves; what people of one policy share is computed once."""
+        scores = score_owned(
+            policies.model,
+            {number: self._requests(sharing) for number, sharing in served.items()},
+            self.forward,
+            policies.rows_of,
+        )
+        own_words = {
+            number: {request: None for person in sharing for request in self.own_words[person.id]}
+            for number, sharing in served.items()
+        }
+        drifts = drift(policies.model, own_words, logits, self.forward, policies.rows_of)
+        answers = self._answers(policies, served)
+        return {
+            person.id: {
+                "adapter": person.folder.name,
+                "group": person.group,
+                "pairs": pair_results(scored_pairs(person.pairs, scores[number]), seed=self.seed),
+                "cross": self._cross(person, scores[number]),
+                "base_responses": drift_results([drifts[number][request] for request in self.own_words[person.id]]),
+                "retention": self._retention(person, scores[number]),
+                "behaviour": self._behaviour(person, answers.get(number, {})),
+            }
+            for number, sharing in served.items()
+            for person in sharing
+        }
+
+    def _requests(self, sharing: Sequence[Person]) -> dict[Request, None]:
+        """What one policy must score for the people whom it serves."""
         requests: dict[Request, None] = {}
         for person in sharing:
             for other in self.cross[person.id] or [person.id]:
@@ -215,32 +252,30 @@ class _Run:
                 )
             for questions in self._questions(person.id).values():
                 requests.update(dict.fromkeys(request for question in questions for request in question.requests))
-        scores = score(policy.model, requests, self.forward)
-        own_words = {request: None for person in sharing for request in self.own_words[person.id]}
-        drifts = drift(policy.model, own_words, logits, self.forward)
-        answers = self._answers(policy, sharing)
-        return {
-            person.id: {
-                "adapter": person.folder.name,
-                "group": person.group,
-                "pairs": pair_results(scored_pairs(person.pairs, scores), seed=self.seed),
-                "cross": self._cross(person, scores),
-                "base_responses": drift_results([drifts[request] for request in self.own_words[person.id]]),
-                "retention": self._retention(person, scores),
-                "behaviour": self._behaviour(person, answers),
-            }
-            for person in sharing
-        }
+        return requests
 
-    def _answers(self, policy: Policy, sharing: Sequence[Person]) -> dict[Ids, Generated]:
-        prompts = {question.prompt: None for person in sharing for question in person.questions}
-        if not self.settings.generate or not prompts:
+    def _answers(self, policies: Policies, served: Mapping[int, Sequence[Person]]) -> dict[int, dict[Ids, Generated]]:
+        """Policy -> prompt -> answer, each distinct one once."""
+        if not self.settings.generate:
             return {}
-        tokens = [list(prompt) for prompt in prompts]
+        asked = [
+            (number, prompt)
+            for number, sharing in served.items()
+            for prompt in dict.fromkeys(question.prompt for person in sharing for question in person.questions)
+        ]
         made = generate(
-            policy.model, self.base.tokenizer, tokens, self.generation, seed=self.seed, description="answers"
+            policies.model,
+            self.base.tokenizer,
+            [list(prompt) for _, prompt in asked],
+            self.generation,
+            seed=self.seed,
+            description="answers",
+            around=lambda some: policies.rows_of([asked[index][0] for index in some]),
         )
-        return dict(zip(prompts, made, strict=True))
+        found: dict[int, dict[Ids, Generated]] = {}
+        for (number, prompt), answer in zip(asked, made, strict=True):
+            found.setdefault(number, {})[prompt] = answer
+        return found
 
     def _cross(self, person: Person, scores: Mapping[Request, float]) -> dict[str, Any] | None:
         others = self.cross[person.id]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +120,9 @@ def drift_results(drifts: Sequence[Drift]) -> dict[str, Any]:
     }
 
 
-def cross_plan(pairs: Mapping[str, Sequence[Pair]], *, limit: int, seed: int) -> dict[str, list[str]]:
+def cross_plan(
+    pairs: Mapping[str, Sequence[Pair]], *, limit: int, seed: int, only: Collection[str] | None = None
+) -> dict[str, list[str]]:
     """Whose pairs each person's adapter is tried on: everybody's up to `limit` people; beyond, a few.
 
     Beyond `limit` people: its own, the 4 nearest by taste (`taste_profile`, cosine), and 4 people drawn by the seed,
@@ -130,19 +132,22 @@ def cross_plan(pairs: Mapping[str, Sequence[Pair]], *, limit: int, seed: int) ->
         pairs: held-out pairs of each person; those without any are on neither side as owners of pairs.
         limit: `evaluation.cross_table`.
         seed: fixes the sample.
+        only: whose adapters are tried; everybody's by default.
 
     Returns:
         Person -> people, itself first, the others in the order of `pairs`.
     """
+    asked = set(pairs if only is None else only)
+    tried = [person for person in pairs if person in asked]
     if limit <= 0:
-        return {person: [] for person in pairs}
+        return {person: [] for person in tried}
     owners = [person for person, own in pairs.items() if own]
     if len(pairs) <= limit:
-        return {person: _self_first(person, owners, set(owners)) for person in pairs}
+        return {person: _self_first(person, owners, set(owners)) for person in tried}
     fixed = set(random.Random(f"cross table {seed}").sample(owners, min(CROSS_SAMPLE, len(owners))))
     profiles = np.stack([taste_profile(pairs[person]) for person in owners]) if owners else np.zeros((0, _BUCKETS))
-    nearest = {person: _nearest(profiles, index, owners) for index, person in enumerate(owners)}
-    return {person: _self_first(person, owners, fixed | nearest.get(person, set())) for person in pairs}
+    nearest = {person: _nearest(profiles, index, owners) for index, person in enumerate(owners) if person in asked}
+    return {person: _self_first(person, owners, fixed | nearest.get(person, set())) for person in tried}
 
 
 def taste_profile(pairs: Sequence[Pair]) -> np.ndarray:

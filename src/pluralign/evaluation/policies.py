@@ -1,19 +1,26 @@
-"""One policy at a time on the one base: an adapter attached, or fully trained weights beside it."""
+"""People's policies on the one base: adapters of one shape together, anything else one at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from pluralign.config import ModelConfig
+from pluralign.config import ModelConfig, ParametersConfig
 from pluralign.errors import InputError
 from pluralign.models.adapters import detach_adapter, load_adapter
+from pluralign.models.bank import LoraBank
 from pluralign.models.base import Base, load_base
+from pluralign.models.scoring import RowsOf
+from pluralign.storage import read_json
+
+AT_ONCE = 32
+"""Adapters in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,84 @@ def opened_policy(base: Base, folder: Path) -> Iterator[Policy]:
         yield Policy(policy, lambda: _without_adapter(policy))
     finally:
         detach_adapter(policy)
+
+
+@dataclass(frozen=True)
+class Policies:
+    """Some people's models, which run in the same batches.
+
+    Attributes:
+        model: to score and generate with, inside `rows_of`.
+        rows_of: makes the context in which a batch's rows are those of the given people, by number.
+        base_model: opens a context that gives the bare base for as long as it is open.
+    """
+
+    model: Any
+    rows_of: RowsOf
+    base_model: Callable[[], AbstractContextManager[nn.Module]]
+
+
+@contextmanager
+def opened_policies(base: Base, folders: Sequence[Path]) -> Iterator[tuple[Policies, dict[int, str]]]:
+    """Load what some people own, for the time of the `with` block; the base is bare again afterwards.
+
+    Args:
+        base: with no adapter attached.
+        folders: one of any kind, or several adapters of one shape; see `of_one_shape`.
+
+    Yields:
+        The policies, and by number why those that could not be loaded were not.
+    """
+    if len(folders) == 1:
+        try:
+            with opened_policy(base, folders[0]) as one:
+                yield Policies(one.model, lambda _: nullcontext(), one.base_model), {}
+            return
+        except InputError as error:
+            failed = {0: str(error)}
+        yield Policies(base.model, lambda _: nullcontext(), lambda: _itself(base.model)), failed
+        return
+    bank = LoraBank(base, _parameters(folders[0]), len(folders))
+    failed = {}
+    for slot, folder in enumerate(folders):
+        try:
+            bank.load(slot, folder)
+        except InputError as error:
+            failed[slot] = str(error)
+    try:
+        yield Policies(base.model, lambda people: bank.rows(torch.tensor(people)), lambda: _itself(base.model)), failed
+    finally:
+        bank.detach()
+
+
+def of_one_shape(folders: Iterable[Path]) -> list[list[Path]]:
+    """Folders in groups that `opened_policies` takes."""
+    alone: list[list[Path]] = []
+    shaped: dict[Any, list[Path]] = {}
+    for folder in folders:
+        shape = _shape(folder)
+        if shape is None:
+            alone.append([folder])
+        else:
+            shaped.setdefault(shape, []).append(folder)
+    cut = [own[start : start + AT_ONCE] for own in shaped.values() for start in range(0, len(own), AT_ONCE)]
+    return [*cut, *alone]
+
+
+def _shape(folder: Path) -> tuple[Any, ...] | None:
+    """What adapters of one bank have in common; None for what no bank takes."""
+    try:
+        config = read_json(folder / "adapter_config.json")
+        if config["peft_type"] != "LORA" or "lm_head" in (targets := config["target_modules"]):
+            return None
+        return config["r"], config["lora_alpha"], targets if isinstance(targets, str) else tuple(sorted(targets))
+    except (InputError, KeyError, TypeError):
+        return None
+
+
+def _parameters(folder: Path) -> ParametersConfig:
+    rank, alpha, targets = _shape(folder) or (0, 0, "")
+    return ParametersConfig(rank=rank, alpha=alpha, target_modules=targets if isinstance(targets, str) else [*targets])
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pluralign.config import EvaluationConfig, GenerationConfig
 from pluralign.errors import InputError
 from pluralign.evaluation.statistics import finite, mean
 from pluralign.storage import read_json, write_json
@@ -77,6 +78,11 @@ class Evaluation:
         }
         return {key: _json_value(value) for key, value in content.items()}
 
+    def is_like(self, fingerprint: str, settings: EvaluationConfig, generation: GenerationConfig, seed: int) -> bool:
+        """Whether it was made on a base and with settings: only then can results be added to it."""
+        asked = {"fingerprint": fingerprint, "settings": asdict(settings), "generation": asdict(generation)}
+        return all(self.base.get(key) == value for key, value in {**asked, "seed": seed}.items())
+
     def write(self, path: Path | str) -> Path:
         """Write `evaluation.json`, whole or not at all."""
         self.path = Path(path)
@@ -108,6 +114,38 @@ def read_evaluation(path: Path | str) -> Evaluation:
                 f"{name!r} is missing or no object", where=str(path), fix="Run `pluralign evaluate` again."
             )
     return Evaluation(**parts, path=Path(path))  # type: ignore[arg-type]
+
+
+def merged(before: Evaluation, new: Evaluation, *, order: Iterable[str]) -> Evaluation:
+    """An evaluation with the results of some people added or replaced, groups and summary made anew from everybody.
+
+    Args:
+        before: of the others, measured in the same way; their entries stay as they are.
+        new: of the added people, with the reasons of everybody who has no result.
+        order: of people; who is not in it is left out.
+    """
+    found = {**before.people, **new.people}
+    people = {person: found[person] for person in order if person in found}
+    return Evaluation(new.base, people, by_group(people), summarize(people, new.skipped), new.skipped)
+
+
+def without(evaluation: Evaluation, removed: Collection[str]) -> Evaluation:
+    """An evaluation as if some people had never been in it: neither they nor a column of others' cross tables."""
+    people = {
+        person: {**results, "cross": _cross_without(person, results.get("cross"), removed)}
+        for person, results in evaluation.people.items()
+        if person not in removed
+    }
+    skipped = {person: reason for person, reason in evaluation.skipped.items() if person not in removed}
+    return Evaluation(evaluation.base, people, by_group(people), summarize(people, skipped), skipped)
+
+
+def _cross_without(person: str, cross: dict[str, Any] | None, removed: Collection[str]) -> dict[str, Any] | None:
+    if cross is None:
+        return None
+    table = {other: cell for other, cell in cross["people"].items() if other not in removed}
+    accuracies = [cell["accuracy"] for other, cell in table.items() if other != person]
+    return {**cross, "others_accuracy": mean(accuracies), "people": table}
 
 
 def summarize(people: Mapping[str, Mapping[str, Any]], skipped: Mapping[str, str] | None = None) -> dict[str, Any]:

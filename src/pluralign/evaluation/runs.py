@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ from pluralign.errors import InputError
 from pluralign.evaluation.evaluation import evaluate_people
 from pluralign.evaluation.probes import world_of
 from pluralign.evaluation.results import Evaluation
-from pluralign.models.adapters import read_index
 from pluralign.models.anchoring import adopt_anchored, anchor_preferences, encoder_of, warn_of_losses
 from pluralign.models.base import load_base
 from pluralign.models.cache import Cache
 from pluralign.models.layout import choose_layout
-from pluralign.preferences import ALL, Preferences, data_hash, load_preferences, split_preferences
+from pluralign.preferences import ALL, Preferences, data_hash, load_preferences, people_hashes, split_preferences
 from pluralign.resolve import MADE_WITH, resolve
 from pluralign.storage import check_place
+from pluralign.training.growth import warn_of_learned_rows
+from pluralign.training.index import read_index
 
 DATA_HASH = "data_hash"
 
@@ -44,7 +46,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     check_place(output)
     adapters, skipped = adapters_of(run, trained)
     data = config.data or trained.data
-    rows = _held_out(run, trained, config.data)
+    rows = _held_out(run, trained, config.data, adapters)
     base = load_base(replace(_model(trained), device=config.device))
     layout = choose_layout(base.model, base.tokenizer)
     encoder = encoder_of(base, data)
@@ -60,7 +62,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         branches=("chosen", "rejected"),
         seed=trained.seed,
     )
-    warn_of_losses([str(problem) for problem in rows.problems], [row.encoded for row in anchored])
+    warn_of_losses([str(problem) for problem in rows.problems], [row.encoded.cut for row in anchored])
     evaluation = evaluate_people(
         base,
         adapters,
@@ -98,7 +100,7 @@ def _trained(run: Path) -> TrainConfig:
     return resolve(TrainConfig, path)
 
 
-def _held_out(run: Path, trained: TrainConfig, given: DataConfig | None) -> Preferences:
+def _held_out(run: Path, trained: TrainConfig, given: DataConfig | None, adapters: Mapping[str, Path]) -> Preferences:
     """The rows the run held out, found by the same split of the same data; of other data all rows.
 
     The run's own data is known by its content: moved and given by its new name, its training rows are not held out.
@@ -112,9 +114,9 @@ def _held_out(run: Path, trained: TrainConfig, given: DataConfig | None) -> Pref
         raise InputError(
             "the data hash is not that of the run: rows it was trained on may be held out now",
             where=str(trained.data.path),
-            fix="Restore the data, or name held-out pairs with --data.",
+            fix="Restore the data, give it to `pluralign train` on this folder, or name held-out pairs with --data.",
         )
-    _, held_out = split_preferences(
+    training, held_out = split_preferences(
         preferences,
         validation=trained.data.validation,
         by=trained.data.split_by,
@@ -122,6 +124,7 @@ def _held_out(run: Path, trained: TrainConfig, given: DataConfig | None) -> Pref
         seed=trained.seed,
         data=trained.data,
     )
+    warn_of_learned_rows(adapters, people_hashes(training, trained.parameters.per))
     return held_out
 
 

@@ -4,7 +4,7 @@ from pluralign.models.base import Base, base_of, load_base, load_tokenizer
 from pluralign.models.encoding import Encoded, Encoder
 from pluralign.models.generation import Generated, context_length, generate
 from pluralign.models.layout import choose_layout
-from pluralign.models.logprobs import branch_logps, response_logits, token_logps
+from pluralign.models.logprobs import branch_logps, response_logits, response_logps, token_logps
 from pluralign.models.rows import ResponseBatch, collate
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "load_base",
     "load_tokenizer",
     "response_logits",
+    "response_logps",
     "token_logps",
 ]

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import re
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from pluralign.config import ParametersConfig
 from pluralign.errors import InputError
 from pluralign.models.base import Base
 from pluralign.models.references import require_bare
-from pluralign.preferences.people import folder_name
 from pluralign.storage import read_json, staged_folder, write_json
 from pluralign.versions import versions
 
@@ -84,6 +88,7 @@ def save_adapter(
     base: Base,
     user: str,
     note: str | None = None,
+    made_from: Mapping[str, str] | None = None,
     state_dict: dict[str, Any] | None = None,
 ) -> None:
     """Write a PEFT folder with `pluralign.json` beside it; whole or not at all, and without the network.
@@ -94,24 +99,93 @@ def save_adapter(
         base: what the adapter belongs to.
         user: whose it is.
         note: what a reader should know about it, as why its training ended early.
+        made_from: hashes of the rows that it was made from: `rows`, all of the person's, and `training`, those learned.
         state_dict: the policy's weights, where it is sharded over processes and does not hold them itself.
     """
+    # Embedding layers never change; asked to find out, PEFT would look for the base's configuration on the hub.
+    tensors = get_peft_model_state_dict(policy, state_dict=state_dict, adapter_name=SLOT, save_embedding_layers=False)
+    write_adapter(folder, tensors, policy.peft_config[SLOT], base=base, user=user, note=note, made_from=made_from)
+
+
+def write_adapter(
+    folder: Path | str,
+    tensors: Mapping[str, Tensor],
+    config: LoraConfig,
+    *,
+    base: Base,
+    user: str,
+    note: str | None = None,
+    made_from: Mapping[str, str] | None = None,
+) -> None:
+    """Write weights under PEFT's names as a PEFT folder; see `save_adapter`."""
+    saved = copy.copy(config)
+    saved.inference_mode = True
+    if isinstance(saved.target_modules, set):
+        # Every process has an order of its own for a set.
+        saved.target_modules = sorted(saved.target_modules)
     with staged_folder(folder) as staging:
-        # "auto" would ask the hub whether the base's vocabulary was resized.
-        policy.save_pretrained(
-            str(staging), selected_adapters=[SLOT], save_embedding_layers=False, state_dict=state_dict
-        )
-        # PEFT's model card is a template that nobody filled in.
-        (staging / "README.md").unlink(missing_ok=True)
+        weights = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        save_file(weights, staging / WEIGHTS_FILE, metadata={"format": "pt"})
+        saved.save_pretrained(str(staging))
         info = {
             "schema_version": SCHEMA_VERSION,
             "user": user,
             "base": base.name,
             "base_fingerprint": base.fingerprint,
             "versions": versions(),
+            **({"made_from": dict(made_from)} if made_from else {}),
             **({"note": note} if note else {}),
         }
         write_json(staging / INFO_FILE, info)
+
+
+def initial_factors(sizes: Iterable[tuple[int, int]], rank: int, seed: int) -> list[Tensor]:
+    """The A factors that PEFT draws after a seed, layer by layer; B factors are 0.
+
+    Args:
+        sizes: (inputs, outputs) of the adapted layers, in the model's order.
+        rank: of the adapter.
+        seed: torch's random state is neither used nor changed.
+
+    Returns:
+        [rank, inputs] float32 each, on the CPU.
+    """
+    factors: list[Tensor] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        for inputs, outputs in sizes:
+            # Both linear layers draw values of their own before PEFT draws A, and sets B to 0.
+            down = torch.nn.Linear(inputs, rank, bias=False)
+            torch.nn.Linear(rank, outputs, bias=False)
+            torch.nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
+            factors.append(down.weight.detach())
+    return factors
+
+
+def read_adapter(base: Base, folder: Path | str, like: LoraConfig) -> dict[str, Tensor]:
+    """The weights of a saved adapter under PEFT's names, on the CPU.
+
+    Args:
+        base: what it must belong to.
+        folder: of `save_adapter`, or of PEFT.
+        like: rank and scale that it must have.
+
+    Raises:
+        InputError: the folder holds no adapter in safetensors, or one for another base, of another rank or scale.
+    """
+    folder = Path(folder)
+    _check_folder(folder, base)
+    config = LoraConfig.from_pretrained(str(folder))
+    for name in ("r", "lora_alpha", "use_rslora", "use_dora", "bias", "rank_pattern", "alpha_pattern"):
+        if getattr(config, name, None) != getattr(like, name, None):
+            raise InputError(
+                f"the adapter has {name} {getattr(config, name, None)}, and the others {getattr(like, name, None)}",
+                where=str(folder),
+            )
+    try:
+        return load_file(folder / WEIGHTS_FILE)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"the weights cannot be read ({error})", where=str(folder / WEIGHTS_FILE)) from None
 
 
 def load_adapter(base: Base, folder: Path | str) -> PeftModel:
@@ -148,44 +222,6 @@ def load_adapter(base: Base, folder: Path | str) -> PeftModel:
         raise InputError(f"the adapter does not fit the base {base.name}: it {found}", where=str(folder))
     policy.peft_config[SLOT].base_model_name_or_path = base.name
     return policy.eval()
-
-
-class Index(NamedTuple):
-    """Whose adapters a run holds.
-
-    Attributes:
-        people: id -> name of the folder below `adapters/`.
-        skipped: id -> why there is no adapter.
-    """
-
-    people: dict[str, str]
-    skipped: dict[str, str]
-
-
-def write_index(output_dir: Path | str, people: dict[str, str], skipped: dict[str, str]) -> None:
-    """Write `adapters/index.json`; see `Index`."""
-    index = {"schema_version": SCHEMA_VERSION, "people": people, "skipped": skipped}
-    write_json(Path(output_dir) / "adapters" / "index.json", index)
-
-
-def read_index(output_dir: Path | str) -> Index:
-    """Read `adapters/index.json`.
-
-    Raises:
-        InputError: it is missing or broken, or names a folder outside `adapters/`.
-    """
-    path = Path(output_dir) / "adapters" / "index.json"
-    index = read_json(path)
-    _check_schema(index, path)
-    people, skipped = index.get("people"), index.get("skipped")
-    if not (_is_text_map(people) and _is_text_map(skipped)):
-        raise InputError("'people' and 'skipped' must map ids to text", where=str(path))
-    for user, folder in people.items():
-        if not user or folder != folder_name(user):
-            raise InputError(
-                f"user {user!r} has the folder {folder!r}, which is not the one of that id", where=str(path)
-            )
-    return Index(people, skipped)
 
 
 def _remove_layers(model: torch.nn.Module) -> None:
@@ -259,7 +295,3 @@ def _check_schema(content: Any, path: Path) -> None:
 
 def _short(fingerprint: Any) -> str:
     return str(fingerprint)[:12]
-
-
-def _is_text_map(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())

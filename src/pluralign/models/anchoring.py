@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from pluralign.errors import InputError
 from pluralign.models.anchored_table import Anchored, anchored_facts, read_anchored, write_anchored
 from pluralign.models.base import Base, load_base
 from pluralign.models.cache import Cache
-from pluralign.models.encoding import BRANCHES, Encoded, Encoder
+from pluralign.models.encoding import BRANCHES, Encoder
 from pluralign.models.generation import context_length
 from pluralign.models.layout import choose_layout
 from pluralign.models.references import base_responses, keep_logps, reference_logps
@@ -91,19 +91,24 @@ def anchor_preferences(
     return [Anchored(*parts) for parts in zip(rows, encoded, references, strict=True)]
 
 
-def warn_of_losses(problems: Sequence[str], encoded: Iterable[Encoded] = ()) -> None:
-    """Warn of rows that were left out, a line each, and of rows that were cut: nothing vanishes silently."""
+def warn_of_losses(problems: Sequence[str], cuts: Iterable[Collection[str]] = ()) -> None:
+    """Warn of rows that were left out, a line each, and of rows that were cut: nothing vanishes silently.
+
+    Args:
+        problems: a line for each row that was left out.
+        cuts: for each row, what was cut of it (`prompt`, names of branches).
+    """
     if problems:
         lines = [*problems[:_REPORTED]]
         if len(problems) > _REPORTED:
             lines.append(f"and {len(problems) - _REPORTED} more: pluralign data check names them all")
         warnings.warn("rows left out:\n  " + "\n  ".join(lines), stacklevel=3)
-    cuts = [set(one.cut) for one in encoded]
-    prompts = sum("prompt" in cut for cut in cuts)
-    responses = sum(bool(cut - {"prompt"}) for cut in cuts)
+    rows = [set(cut) for cut in cuts]
+    prompts = sum("prompt" in cut for cut in rows)
+    responses = sum(bool(cut - {"prompt"}) for cut in rows)
     if prompts or responses:
         warnings.warn(
-            f"of {len(cuts)} rows, {prompts} had a prompt cut on the left and {responses} a response cut on the right "
+            f"of {len(rows)} rows, {prompts} had a prompt cut on the left and {responses} a response cut on the right "
             "(data.max_prompt_length, data.max_response_length, the model's context)",
             stacklevel=3,
         )
@@ -156,7 +161,7 @@ def anchor(config: AnchorTableConfig) -> Path:
         branches=BRANCHES,
         seed=config.seed,
     )
-    warn_of_losses([], [row.encoded for row in rows])
+    warn_of_losses([], [row.encoded.cut for row in rows])
     facts = {"base_responses": asdict(config.base_responses), "seed": config.seed}
     write_anchored(output, rows, base, encoder=encoder, facts=facts)
     return output

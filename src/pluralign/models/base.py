@@ -19,8 +19,10 @@ from transformers.utils import logging
 
 from pluralign.config import ModelConfig
 from pluralign.errors import InputError
+from pluralign.models.attention import BLOCKED
 from pluralign.models.cache import default_folder
 from pluralign.models.fingerprint import folder_fingerprint, model_fingerprint, tokenizer_fingerprint
+from pluralign.models.masks import attention_kernel
 from pluralign.storage import read_json
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.tiktoken"]
@@ -218,6 +220,8 @@ def _load_model(folder: Path, config: ModelConfig, device: torch.device) -> Any:
             where=where,
             fix=_SAME_MODEL,
         )
+    if device.type == "cpu" and not config.attn_implementation and attention_kernel(model) == "sdpa":
+        model.set_attn_implementation(BLOCKED)
     return model
 
 

@@ -14,7 +14,7 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +28,8 @@ _SMALL_SEGMENT = 4 << 20
 _MANY_SEGMENTS = 64
 _ABANDONED_SECONDS = 86_400.0
 _SUM = b',"sum":"'
+_KEY = b'{"key":"'
+_WRITTEN = "segment-"
 
 
 def default_folder() -> Path:
@@ -61,6 +63,52 @@ class Cache:
         if folder not in self._sections:
             self._sections[folder] = Section(self, folder, facts)
         return self._sections[folder]
+
+    def find(self, kind: str, keys: Collection[str]) -> dict[str, list[Any]]:
+        """Key -> its values, one a section of the kind that has it, whatever facts the section is of."""
+        found: dict[str, list[Any]] = {}
+        for path in self._files(kind):
+            if path.suffix != ".jsonl":
+                continue
+            values: dict[str, Any] = {}
+            wanted = [line for line in _lines(path) if _key_of(line) in keys]
+            _read_lines(b"\n".join(wanted), path.parent.name.encode(), values)
+            for key, value in values.items():
+                found.setdefault(key, []).append(value)
+        return found
+
+    def remove(self, kind: str, keys: Collection[str]) -> int:
+        """Take values out of all sections of a kind, and damaged lines, of which nobody can say whose they are.
+
+        A segment that holds one is replaced by a new one with its other lines, which appears before the old one goes. A
+        process at work that has read the values meanwhile may write them again.
+
+        Returns:
+            Number of lines taken out.
+        """
+        removed = 0
+        for path in self._files(kind):
+            if path.suffix != ".jsonl":
+                continue
+            lines, salt = _lines(path), path.parent.name.encode()
+            kept = [line for line in lines if _key_of(line) not in keys and _is_whole(line, salt)]
+            if len(kept) == len(lines):
+                continue
+            if kept:
+                write_bytes(path.with_name(f"segment-{uuid.uuid4().hex}.jsonl"), b"\n".join(kept) + b"\n")
+            path.unlink(missing_ok=True)
+            removed += len(lines) - len(kept)
+        return removed
+
+    def holding(self, keys: Collection[str]) -> tuple[list[Path], int]:
+        """The files that have one of some keys in them, half-written ones too, and the number of files looked at."""
+        files = self._files("*")
+        return [path for path in files if any(_key_of(line) in keys for line in _lines(path))], len(files)
+
+    def _files(self, kind: str) -> list[Path]:
+        """Segments, and what writers have not finished."""
+        found = self.folder.glob(f"{kind}/*/*")
+        return sorted(path for path in found if path.name.startswith((_WRITTEN, STAGING_PREFIX)))
 
     def unwritable(self, error: OSError) -> None:
         """Stop writing, and say so once."""
@@ -213,6 +261,25 @@ class Section:
         for path in segments:
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Lines of a segment; none where another process has replaced it meanwhile."""
+    try:
+        # Not splitlines, which would also split at a carriage return.
+        return [line for line in path.read_bytes().split(b"\n") if line]
+    except FileNotFoundError:
+        return []
+
+
+def _key_of(line: bytes) -> str:
+    end = line.find(b'"', len(_KEY))
+    return line[len(_KEY) : end].decode("ascii", "replace") if line.startswith(_KEY) else ""
+
+
+def _is_whole(line: bytes, salt: bytes) -> bool:
+    body, _, end = line.rpartition(_SUM)
+    return end == _digest(body, salt) + b'"}'
 
 
 def _line(key: str, value: Any, salt: bytes) -> bytes:

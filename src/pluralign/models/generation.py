@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,7 @@ def generate(
     *,
     seed: int = 0,
     description: str = "generating",
+    around: Callable[[list[int]], AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
 ) -> list[Generated]:
     """Let a model answer prompts.
 
@@ -65,6 +67,8 @@ def generate(
         settings: see `GenerationConfig`. Where the model's context is too short for them, there are fewer new tokens.
         seed: of sampling; without effect otherwise.
         description: what the progress bar says.
+        around: makes the context in which the prompts of the given numbers are answered together, as one that gives
+            each of them an adapter of its own.
 
     Returns:
         One response a prompt, in the prompts' order.
@@ -72,7 +76,8 @@ def generate(
     Raises:
         InputError: a setting is out of its range, or a prompt is empty or leaves no room in the context.
     """
-    responses = dict(iterate_generated(model, tokenizer, prompts, settings, seed=seed, description=description))
+    made = iterate_generated(model, tokenizer, prompts, settings, seed=seed, description=description, around=around)
+    responses = dict(made)
     return [responses[index] for index in range(len(prompts))]
 
 
@@ -84,8 +89,12 @@ def iterate_generated(
     *,
     seed: int = 0,
     description: str = "generating",
+    around: Callable[[list[int]], AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
 ) -> Iterator[tuple[int, Generated]]:
-    """`generate`, but as the batches get done: pairs of a prompt's index and its response, longest prompts first."""
+    """`generate`, but as the batches get done: pairs of a prompt's index and its response, longest prompts first.
+
+    `around` makes the context in which the prompts of the given numbers are answered together.
+    """
     check_settings(settings)
     inner = causal_lm(model)
     batches = _batches(inner, prompts, settings)
@@ -93,7 +102,7 @@ def iterate_generated(
     with progress_bar() as progress:
         task = progress.add_task(description, total=len(prompts))
         for indices, limit in batches:
-            with _as_asked(inner, tokenizer, ends, limit):
+            with _as_asked(inner, tokenizer, ends, limit), around(indices):
                 rows = _generate_batch(inner, [prompts[index] for index in indices], settings, seed)
             progress.advance(task, len(indices))
             for index, tokens in zip(indices, rows, strict=True):

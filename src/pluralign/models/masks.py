@@ -6,16 +6,23 @@ restarted positions: a response token then sees exactly what it would see in a r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pluralign.models.attention import BLOCKED, cut_rows
+from pluralign.models.flex import block_mask
 from pluralign.models.rows import PADDING, ResponseBatch
 
-MASKED_KERNELS = ("eager", "sdpa")
-"""Attention implementations of transformers that take a mask of one's own."""
+FLEX = "flex_attention"
+MASKED_KERNELS = ("eager", "sdpa", BLOCKED, FLEX)
+"""Attention implementations that take a mask of one's own."""
+
+MaskMod = Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]
+"""Row, head, query, key (numbers, broadcast together) -> bool: whether the query sees the key."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,8 @@ def causal_lm(model: nn.Module) -> Any:
 def attention_inputs(model: nn.Module, batch: ResponseBatch) -> dict[str, Any]:
     """`attention_mask` and `position_ids` for the model's forward.
 
-    Separate rows leave masks to the model: it gets the padding mask [R, T]. Shared rows get [R, 1, T, T], or one such
-    mask per layer type where layers differ.
+    Separate rows leave masks to the model: it gets the padding mask [R, T]. Shared rows get [R, 1, T, T], for
+    `flex_attention` a block mask of that shape, or one such mask per layer type where layers differ.
 
     Raises:
         UnsupportedLayersError: the layout is `shared` and the model has layers that a mask cannot keep apart.
@@ -65,11 +72,10 @@ def attention_inputs(model: nn.Module, batch: ResponseBatch) -> dict[str, Any]:
     kernel = attention_kernel(lm)
     if kernel not in MASKED_KERNELS:
         raise UnsupportedLayersError(f"the attention kernel {kernel} takes no mask of one's own")
+    if kernel == FLEX and batch.input_ids.device.type == "cpu" and torch.is_grad_enabled():
+        raise UnsupportedLayersError(f"the attention kernel {kernel} has no backward pass on a CPU; take sdpa or eager")
     reaches = layer_reaches(lm.config.get_text_config())
-    masks: dict[Reach, Tensor] = {}
-    for reach in set(reaches.values()):
-        mask = may_attend(batch.segment_ids, batch.position_ids, reach)
-        masks[reach] = mask if kernel == "sdpa" else _additive(mask, lm.dtype)
+    masks = {reach: _mask(batch, reach, kernel, lm.dtype) for reach in set(reaches.values())}
     # One tensor wherever one is enough: every architecture takes that, a mask per layer type only those that mix types.
     per_type = {kind: masks[reach] for kind, reach in reaches.items()}
     attention_mask = per_type if len(masks) > 1 else next(iter(masks.values()))
@@ -110,7 +116,9 @@ def layer_reaches(config: Any) -> dict[str, Reach]:
     return {"full_attention": known["full_attention"]}
 
 
-def may_attend(segment_ids: Tensor, position_ids: Tensor, reach: Reach | None = None) -> Tensor:
+def may_attend(
+    segment_ids: Tensor, position_ids: Tensor, reach: Reach | None = None, row_ids: Tensor | None = None
+) -> Tensor:
     """[R, 1, T, T] bool: whether the query (third axis) sees the key (fourth).
 
     A token sees its own branch and the prompt, nothing later than itself, and nothing out of the layer's reach.
@@ -119,19 +127,53 @@ def may_attend(segment_ids: Tensor, position_ids: Tensor, reach: Reach | None = 
         segment_ids: [R, T] as in `ResponseBatch`.
         position_ids: [R, T] as in `ResponseBatch`.
         reach: of the layer; by default no limit.
+        row_ids: [R, T] as in `ResponseBatch`.
     """
+    size, length = segment_ids.shape
+    rows = torch.arange(size, device=segment_ids.device)[:, None, None]
+    places = torch.arange(length, device=segment_ids.device)
+    return mask_mod(segment_ids, position_ids, reach, row_ids)(rows, None, places[:, None], places)[:, None]
+
+
+def mask_mod(
+    segment_ids: Tensor, position_ids: Tensor, reach: Reach | None = None, row_ids: Tensor | None = None
+) -> MaskMod:
+    """`may_attend` as a function of one query and one key, which FlexAttention takes; arguments as there."""
     reach = reach or Reach()
-    query, key = segment_ids[:, :, None], segment_ids[:, None, :]
-    distance = position_ids[:, :, None] - position_ids[:, None, :]
-    allowed = ((query == key) | (key == 0)) & (distance >= 0) & (query != PADDING)
-    if reach.window is not None:
-        allowed &= distance < reach.window
-    if reach.chunk is not None:
-        number = position_ids // reach.chunk
-        allowed &= number[:, :, None] == number[:, None, :]
-    # A softmax over nothing is NaN, which would spread from padding into gradients: every position sees itself.
-    allowed |= torch.eye(segment_ids.shape[1], dtype=torch.bool, device=segment_ids.device)
-    return allowed[:, None]
+
+    def sees(row: Tensor, _: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
+        of_query, of_key = segment_ids[row, query], segment_ids[row, key]
+        position, other = position_ids[row, query], position_ids[row, key]
+        allowed = ((of_query == of_key) | (of_key == 0)) & (position >= other) & (of_query != PADDING)
+        if row_ids is not None:
+            allowed = allowed & (row_ids[row, query] == row_ids[row, key])
+        if reach.window is not None:
+            allowed = allowed & (position - other < reach.window)
+        if reach.chunk is not None:
+            allowed = allowed & (position // reach.chunk == other // reach.chunk)
+        # A softmax over nothing is NaN, which would spread from padding into gradients: every position sees itself.
+        return allowed | (query == key)
+
+    return sees
+
+
+def _mask(batch: ResponseBatch, reach: Reach, kernel: str, dtype: torch.dtype) -> Any:
+    """The mask of layers of one reach, as the kernel wants it."""
+    of_batch = batch.segment_ids, batch.position_ids, reach, batch.row_ids
+    if kernel == FLEX:
+        return block_mask(mask_mod(*of_batch), batch.segment_ids)
+    mask = may_attend(*of_batch)
+    if kernel == "eager":
+        return _additive(mask, dtype)
+    return _with_cuts(mask, batch, reach) if kernel == BLOCKED and batch.row_ids is None else mask
+
+
+def _with_cuts(mask: Tensor, batch: ResponseBatch, reach: Reach) -> Tensor:
+    """The mask, for the blocked kernel, with how to go over the rows without what it hides."""
+    longest = int(batch.position_ids.max()) + 1
+    limits = [limit for limit in (reach.window, reach.chunk) if limit is not None]
+    mask.cuts = cut_rows(batch.segment_ids, causal=all(limit >= longest for limit in limits))  # type: ignore[attr-defined]
+    return mask
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

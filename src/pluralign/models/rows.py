@@ -37,6 +37,8 @@ class ResponseBatch:
         lengths: [B, K] tokens of each response; 0 where a row lacks the branch.
         branches: the K names, in order.
         layout: see above.
+        row_ids: [R, T] where rows are packed (`flex.py`), the row each position belonged to, its filling included; -1
+            in what is left over. None where they are not.
     """
 
     input_ids: Tensor
@@ -48,6 +50,7 @@ class ResponseBatch:
     lengths: Tensor
     branches: tuple[str, ...]
     layout: Layout
+    row_ids: Tensor | None = None
 
     def to(self, device: Any, **kwargs: Any) -> ResponseBatch:
         """The same batch on another device; keywords as in `Tensor.to`."""
@@ -106,6 +109,15 @@ def collate(
         rows += [_row(example.prompt_ids, group, first_owner=index * len(branches)) for group in groups]
     lengths = [[len(example.response_ids.get(name, ())) for name in branches] for example in encoded]
     return _pad(rows, lengths, pad_id=pad_id, branches=tuple(branches), layout=layout, padding_side=padding_side)
+
+
+def examples_of(batch: ResponseBatch) -> Tensor:
+    """The example that each row belongs to: [R] int64, ascending."""
+    examples = torch.arange(len(batch.lengths), device=batch.lengths.device)
+    if batch.layout == "shared":
+        return examples
+    # An example without any response keeps a row of its prompt alone.
+    return examples.repeat_interleave((batch.lengths > 0).sum(dim=1).clamp(min=1))
 
 
 def _row(prompt: list[int], responses: Sequence[tuple[int, list[int]]], *, first_owner: int) -> _Row:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +13,14 @@ from torch import nn
 from pluralign.models.base import Base
 from pluralign.models.encoding import Encoded
 from pluralign.models.logprobs import branch_logps
-from pluralign.models.rows import Layout, ResponseBatch, collate
+from pluralign.models.rows import Layout, ResponseBatch, collate, examples_of
 
 Ids = tuple[int, ...]
 Request = tuple[Ids, Ids]
 """Tokens of a prompt and of one response to it."""
+
+RowsOf = Callable[[Sequence[int]], AbstractContextManager[None]]
+"""Takes the person of every row of a batch."""
 
 ROW_TOKENS = 2048
 """Responses share a row up to so many tokens; further ones start a row of their own, so that masks stay small."""
@@ -70,19 +75,46 @@ def iterate_scores(model: nn.Module, requests: Iterable[Request], forward: Forwa
         requests: prompts and responses, neither empty; the same one may come again.
         forward: layout, padding, device.
     """
-    for rows in batches(shared_rows(requests, forward.layout), forward):
-        # Not around the loop: between two values the caller's own gradient mode holds.
-        with torch.no_grad():
-            by_branch = branch_logps(model, forward.batch(rows))
-            logps = dict(zip(by_branch, torch.stack(list(by_branch.values())).tolist(), strict=True))
-        for number, row in enumerate(rows):
-            for name, response in row.response_ids.items():
-                yield (tuple(row.prompt_ids), tuple(response)), logps[name][number]
+    rows = [(0, row) for row in shared_rows(requests, forward.layout)]
+    for _, request, value in _iterate(model, rows, forward, lambda _: contextlib.nullcontext()):
+        yield request, value
 
 
 def score(model: nn.Module, requests: Iterable[Request], forward: Forward) -> dict[Request, float]:
     """`iterate_scores` as a dictionary."""
     return dict(iterate_scores(model, requests, forward))
+
+
+def score_owned(
+    model: nn.Module, requests: Mapping[int, Iterable[Request]], forward: Forward, rows_of: RowsOf
+) -> dict[int, dict[Request, float]]:
+    """`score` for several people at once, in batches of everybody's.
+
+    Args:
+        model: runs every row through its own person's adapter inside `rows_of`.
+        requests: person -> prompts and responses.
+        forward: layout, padding, device.
+        rows_of: makes the context in which a batch's rows are those of the given people.
+    """
+    rows = [(owner, row) for owner, asked in requests.items() for row in shared_rows(asked, forward.layout)]
+    found: dict[int, dict[Request, float]] = {owner: {} for owner in requests}
+    for owner, request, value in _iterate(model, rows, forward, rows_of):
+        found[owner][request] = value
+    return found
+
+
+def _iterate(
+    model: nn.Module, rows: Sequence[tuple[int, Encoded]], forward: Forward, rows_of: RowsOf
+) -> Iterator[tuple[int, Request, float]]:
+    for some in batches(rows, forward):
+        batch = forward.batch([row for _, row in some])
+        # Not around the loop: between two values the caller's own gradient mode holds.
+        with torch.no_grad(), rows_of([some[number][0] for number in examples_of(batch).tolist()]):
+            by_branch = branch_logps(model, batch)
+            logps = dict(zip(by_branch, torch.stack(list(by_branch.values())).tolist(), strict=True))
+        for number, (owner, row) in enumerate(some):
+            for name, response in row.response_ids.items():
+                yield owner, (tuple(row.prompt_ids), tuple(response)), logps[name][number]
 
 
 def shared_rows(requests: Iterable[Request], layout: Layout) -> list[Encoded]:
@@ -103,18 +135,24 @@ def shared_rows(requests: Iterable[Request], layout: Layout) -> list[Encoded]:
     return rows
 
 
-def batches(rows: Sequence[Encoded], forward: Forward) -> Iterator[list[Encoded]]:
-    """Rows of like length together, as many as memory allows."""
+def batches(items: Sequence[tuple[int, Encoded]], forward: Forward) -> Iterator[list[tuple[int, Encoded]]]:
+    """Rows of like length together, as many as memory allows.
+
+    Args:
+        items: rows, each with the number of the person whose it is.
+        forward: how much fits.
+    """
     most_labels = max(1, BATCH_LOGITS // forward.vocabulary)
-    batch: list[Encoded] = []
+    batch: list[tuple[int, Encoded]] = []
     widest = labels = 0
-    for row in sorted(rows, key=_tokens, reverse=True):
+    for item in sorted(items, key=lambda item: _tokens(item[1]), reverse=True):
+        row = item[1]
         more = sum(map(len, row.response_ids.values()))
         width = max(widest, _tokens(row))
         if batch and ((len(batch) + 1) * width > forward.tokens or labels + more > most_labels):
             yield batch
             batch, width, labels = [], _tokens(row), 0
-        batch.append(row)
+        batch.append(item)
         widest, labels = width, labels + more
     if batch:
         yield batch

@@ -60,6 +60,11 @@ class Objective:
         return (*pair, "base") if self.anchor.base.weight > 0 else pair
 
     @property
+    def couples_examples(self) -> bool:
+        """Whether an example's loss may depend on the others in the call: nobody knows what a user's own loss does."""
+        return self._custom is not None
+
+    @property
     def needs_reference(self) -> bool:
         """Whether any term compares with a reference."""
         return self.loss.type != "nll" or self.anchor.base.weight > 0 or self.anchor.chosen.weight > 0

@@ -25,13 +25,18 @@ _EXPECTED = (
 def to_preferences(table: Table) -> Preferences:
     """Read a table whose columns have the names above; every other column is carried through in `columns`.
 
+    The table is used up: a row of many thousands of people is not held twice.
+
     Raises:
         InputError: the columns that are needed are not there.
     """
     read = _layout(table)
     preferences = Preferences([], list(table.problems), name=table.name)
     read_identity = _identity_reader(table.columns)
-    for number, row in table.rows:
+    ids: dict[str | None, str | None] = {}
+    table.rows.reverse()
+    while table.rows:
+        number, row = table.rows.pop()
         place = Place(table.name, number)
         user = None
         try:
@@ -41,7 +46,9 @@ def to_preferences(table: Table) -> Preferences:
             bad.user = bad.user or user
             preferences.problems.append(bad.at(place))
             continue
-        preference.user, preference.group, preference.place = user, group, place
+        # Every row of a person brought a text of its own.
+        preference.user, preference.group = ids.setdefault(user, user), ids.setdefault(group, group)
+        preference.place = place
         preferences.rows.append(preference)
     preferences.problems.sort(key=lambda problem: problem.place.row)
     return preferences

@@ -41,6 +41,23 @@ def data_hash(preferences: Preferences) -> str:
     return digest.hexdigest()
 
 
+def people_hashes(rows: Iterable[Preference], per: str, *, held_out: Iterable[Preference] = ()) -> dict[str, str]:
+    """Owner -> hex digest of the owner's rows in order: changed rows are another digest, whatever others' rows do.
+
+    Args:
+        rows: of a whole table, before it is split.
+        per: whose rows belong together: user, group or none.
+        held_out: rows of a file of their own; an owner who has none but these is left out.
+    """
+    digests: dict[str, Any] = {}
+    for row in rows:
+        digests.setdefault(row.owner(per), hashlib.sha256()).update(_bytes(row_key(row)) + b"\n")
+    for row in held_out:
+        if row.owner(per) in digests:
+            digests[row.owner(per)].update(b"held out " + _bytes(row_key(row)) + b"\n")
+    return {owner: digest.hexdigest() for owner, digest in digests.items()}
+
+
 def _joined(parts: Iterable[str]) -> bytes:
     return b"\0".join(_bytes(part) for part in parts)
 

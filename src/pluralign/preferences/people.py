@@ -1,8 +1,12 @@
-"""From the id of a person, any text, to the name of a folder, never out of the output folder, and to a terminal."""
+"""Ids of people, any text: as the name of a folder, never out of the output folder, on a terminal, as typed there."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+from collections.abc import Collection, Sequence
+
+from pluralign.errors import InputError
 
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789_-")
 _LONGEST = 120
@@ -36,6 +40,34 @@ def shown(user: str, longest: int = 60) -> str:
     """An id on one line of a terminal: what does not print is escaped, what is too long loses its middle."""
     text = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in user)
     return text if len(text) <= longest else f"{text[: longest - 8]}...{text[-5:]}"
+
+
+def named_people(given: str | Sequence[str] | None, known: Collection[str], *, where: str) -> list[str]:
+    """The ids that somebody typed, each once, in that order.
+
+    Args:
+        given: a list of ids, or a text: an id, or several with commas between. An id that holds a comma itself is
+            taken as it is where somebody has it; among others it goes into a list.
+        known: ids that there are.
+        where: what the message names.
+
+    Raises:
+        InputError: nobody has such an id; the message names near ones.
+    """
+    if isinstance(given, str):
+        given = [given] if given in known else [part.strip() for part in given.split(",") if part.strip()]
+    named = list(dict.fromkeys(given or ()))
+    for user in named:
+        if user not in known:
+            near = difflib.get_close_matches(user, dict.fromkeys(known), n=3)
+            hint = f"Did you mean {' or '.join(repr(shown(one)) for one in near)}?" if near else _some(known)
+            raise InputError(f"nobody has the id {shown(user)!r}", where=where, fix=hint)
+    return named
+
+
+def _some(known: Collection[str]) -> str:
+    first = ", ".join(repr(shown(user)) for user in list(known)[:10])
+    return f"There are {first}{', ...' if len(known) > 10 else ''}." if known else "There is nobody."
 
 
 def _encoded(raw: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy
 
 _NOT_REPRODUCIBLE = ("runtime", "_per_second", "total_flos", "model_preparation_time")
@@ -94,6 +96,59 @@ class MetricsLines(TrainerCallback):
         """Write the line of a training step or a validation; the Trainer's closing summary is neither."""
         if state.is_world_process_zero and logs and ("loss" in logs or "eval_loss" in logs):
             self.write(metrics_line(self.user, {**logs, "step": state.global_step}))
+
+
+class SharedTracker(TrainerCallback):
+    """One tracker for people who train at the same time: everybody's metrics go under their own id.
+
+    Args:
+        tracker: as `report_to` names it; it holds one run at a time.
+        name: of that run.
+    """
+
+    def __init__(self, tracker: TrainerCallback, name: str) -> None:
+        self.tracker, self.name = tracker, name
+        self._last: tuple[TrainingArguments, TrainerState, TrainerControl] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin the tracker's run with the first person."""
+        if self._last is None:
+            own = copy.copy(args)
+            own.run_name = self.name
+            self._last = (own, state, control)
+            self.tracker.on_train_begin(own, state, control, **kwargs)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Hand a line on, at the person's own step."""
+        named = {}
+        for name, value in (logs or {}).items():
+            kind = "eval_" if name.startswith("eval_") else ""
+            named[f"{kind}{args.run_name}/{name.removeprefix(kind)}"] = value
+        self.tracker.on_log(args, state, control, logs=named, **kwargs)
+
+    def close(self) -> None:
+        """End the tracker's run."""
+        if self._last is not None:
+            self.tracker.on_train_end(*self._last)
+
+
+def shared_trackers(args: TrainingArguments, folder: Path) -> list[SharedTracker]:
+    """The trackers of `report_to`, for people who train at the same time."""
+    trackers = [kind() for kind in get_reporting_integration_callbacks(args.report_to)]
+    for tracker in trackers:
+        # Its default is a folder below the checkpoints, which go when a person is finished.
+        if isinstance(tracker, TensorBoardCallback) and tracker.logging_dir is None:
+            tracker.logging_dir = str(folder / "tensorboard")
+    return [SharedTracker(tracker, folder.name) for tracker in trackers]
 
 
 class Progress(TrainerCallback):

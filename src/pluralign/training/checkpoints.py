@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from pluralign.errors import PluralignError
 from pluralign.storage import STAGING_PREFIX, staged_folder
 
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -66,6 +68,20 @@ def disk_is_full(error: BaseException) -> bool:
         return "No space left" in str(error) or "StorageFull" in str(error)
     # torch's archive writer names no cause: it says where in its own source it failed to write.
     return isinstance(error, RuntimeError) and ("inline_container" in str(error) or "PytorchStreamWriter" in str(error))
+
+
+@contextlib.contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """A full disk said in words; where it struck, the writer has removed its half."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not disk_is_full(error):
+            raise
+        raise PluralignError(
+            f"{folder}: the disk is full. Nothing is half-written, and who is finished is kept: make room and "
+            "give the same command again"
+        ) from error
 
 
 def _published(folder: Path) -> dict[int, Path]:

@@ -14,6 +14,7 @@ from pluralign.preferences import Preference, Preferences
 from pluralign.training.batches import row_weight
 
 _SHOWN = 5
+_AT_A_TIME = 1024
 
 
 @dataclass(slots=True)
@@ -40,12 +41,14 @@ class Census:
         skipped: id -> why that person cannot.
         held_out: everybody's rows to evaluate on, also of those who are not trained.
         problems: rows that were left out, with place and reason.
+        cuts: for each row that can be used, what is cut of it.
     """
 
     people: list[Person] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     held_out: list[Preference] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    cuts: list[tuple[str, ...]] = field(default_factory=list)
 
 
 def take_census(
@@ -70,7 +73,7 @@ def take_census(
             f"no row has the column {column!r}", where=training.name, fix=f"weighting.column is one of: {known}."
         )
     census = Census(problems=[str(problem) for problem in (*training.problems, *held_out.problems)])
-    faults = _faults([*training, *held_out], objective, encoder, column)
+    faults, census.cuts = _faults([*training, *held_out], objective, encoder, column)
     census.problems += faults.values()
     census.held_out = [row for row in held_out if id(row) not in faults]
     validated = held_out.by(per)
@@ -101,8 +104,10 @@ def person_seed(seed: int, user: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def _faults(rows: Sequence[Preference], objective: Objective, encoder: Encoder, column: str | None) -> dict[int, str]:
-    """Id of a row object -> why it cannot be used."""
+def _faults(
+    rows: Sequence[Preference], objective: Objective, encoder: Encoder, column: str | None
+) -> tuple[dict[int, str], list[tuple[str, ...]]]:
+    """Id of a row object -> why it cannot be used; and what is cut of each of the others."""
     found = {id(row): reason for row in rows if (reason := _lacks(row, objective))}
     for row in rows:
         try:
@@ -110,17 +115,20 @@ def _faults(rows: Sequence[Preference], objective: Objective, encoder: Encoder, 
         except InputError as error:
             found.setdefault(id(row), str(error))
     rest = [row for row in rows if id(row) not in found]
-    branches = objective.branches
-    try:
-        encoder.encode_many(rest, branches)
-    except InputError:
-        # One by one only now: together each distinct text is tokenized once.
-        for row in rest:
-            try:
-                encoder.encode(row, branches)
-            except InputError as error:
-                found[id(row)] = str(error)
-    return found
+    branches, cuts = objective.branches, list[tuple[str, ...]]()
+    # Some at a time: what is only looked at takes no room.
+    for start in range(0, len(rest), _AT_A_TIME):
+        some = rest[start : start + _AT_A_TIME]
+        try:
+            cuts += [tuple(one.cut) for one in encoder.encode_many(some, branches)]
+        except InputError:
+            # One by one only now: together each distinct text is tokenized once.
+            for row in some:
+                try:
+                    cuts.append(tuple(encoder.encode(row, branches).cut))
+                except InputError as error:
+                    found[id(row)] = str(error)
+    return found, cuts
 
 
 def _lacks(row: Preference, objective: Objective) -> str | None:

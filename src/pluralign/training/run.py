@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from safetensors import SafetensorError
+from accelerate.utils import gather_object
 from transformers import TrainingArguments
 
-from pluralign.config import ModelConfig, TrainConfig
-from pluralign.errors import InputError, PluralignError
-from pluralign.models.adapters import read_index
-from pluralign.models.anchoring import Anchored, adopt_anchored, anchor_preferences, encoder_of, warn_of_losses
+from pluralign.config import TrainConfig
+from pluralign.errors import InputError
+from pluralign.models.anchoring import anchor_preferences, warn_of_losses
 from pluralign.models.base import load_base
-from pluralign.models.cache import Cache
 from pluralign.models.encoding import Encoder
-from pluralign.models.layout import choose_layout
-from pluralign.models.references import reference_logps
-from pluralign.models.rows import Layout
 from pluralign.objectives import Objective
 from pluralign.preferences import data_hash, load_preferences, split_preferences
-from pluralign.training.arguments import local_device, training_arguments
-from pluralign.training.checkpoints import disk_is_full
+from pluralign.training.arguments import training_arguments
+from pluralign.training.bank.capacity import check_bank, uses_bank
+from pluralign.training.bank.snapshots import take_up
+from pluralign.training.checkpoints import full_disk_explained
+from pluralign.training.cluster import check_cluster, connected, train_on_cluster
+from pluralign.training.growth import Growth, hashes_of, plan_growth, warn_of_learned_rows
 from pluralign.training.people import Census, Person, take_census
-from pluralign.training.population import Population, Rows
-from pluralign.training.runs import RunFolder
+from pluralign.training.record import Record
+from pluralign.training.runs import RunFolder, Standing
+from pluralign.training.shares import Share
+from pluralign.training.worker import Worker
 
 if TYPE_CHECKING:
-    from pluralign.evaluation import ProbeSet
+    from pluralign.evaluation import Evaluation, ProbeSet
 
 
 @dataclass
@@ -42,24 +43,32 @@ class TrainResult:
         output_dir: the run's folder.
         adapters: person -> folder of the adapter (of the whole model, for full fine-tuning).
         skipped: person -> why there is none, or why its training ended early; the command's exit code is then 1.
+        changed: people who were left as they are and whose rows have changed since; `update` trains them anew.
+        absent: people who have an adapter and no row in the table any more.
     """
 
     output_dir: Path
     adapters: dict[str, Path]
     skipped: dict[str, str]
+    changed: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Train everybody of a table, one after another; the same call on the same folder goes on where it was stopped.
+    """Train everybody of a table; the same call on the same folder goes on where it was stopped.
+
+    On a finished folder and a table that has changed, people who are new are trained and added, and those whom `update`
+    names are trained anew; everybody else is left as they are.
 
     Raises:
-        InputError: configuration, data or model cannot be used, or the folder holds another run.
+        InputError: configuration, data or model cannot be used, the folder holds another run, or another process is at
+            work on it.
         PluralignError: the disk is full; what was finished is whole, and the same call goes on once there is room.
     """
     objective = Objective(config.loss, config.anchor)
     _check(config)
     folder = RunFolder(config.output_dir)
-    with _explained(folder):
+    with full_disk_explained(folder.path):
         return _Run(config, objective, folder).train()
 
 
@@ -70,16 +79,24 @@ class _Run:
         self.config, self.objective, self.folder = config, objective, folder
         self.arguments = training_arguments(config.training, output_dir=folder.path, device=config.device)
         _check_sharding(config, self.arguments)
-        self.cache = Cache(config.cache_dir)
+        self._together = uses_bank(config, self.arguments)
+        if config.engine == "ray":
+            check_cluster(self.arguments)
         self.probes = _read_probes(config)
 
     def train(self) -> TrainResult:
+        # Of several processes of one run, the one that writes holds the folder for all.
+        with self.folder.locked("pluralign train") if self.arguments.should_save else contextlib.nullcontext():
+            return self._train()
+
+    def _train(self) -> TrainResult:
         config = self.config
         preferences = load_preferences(config.data, config.seed)
         digest = data_hash(preferences)
-        resume = self.folder.check(config, digest)
-        self.base = load_base(self._model_config())
-        resume = resume and self.folder.check_base(config, self.base.fingerprint)
+        standing = self.folder.check(config, digest)
+        self.worker = worker = Worker(config, self.arguments, self.folder, together=self._together)
+        if standing is not Standing.NEW and not self.folder.check_base(config, worker.base.fingerprint):
+            standing = Standing.NEW
         training, held_out = split_preferences(
             preferences,
             validation=config.data.validation,
@@ -88,113 +105,122 @@ class _Run:
             seed=config.seed,
             data=config.data,
         )
-        self.encoder = encoder_of(self.base, config.data)
-        _check_probes(self.probes, self.encoder)
-        self.layout: Layout = choose_layout(self.base.model, self.base.tokenizer)
-        census = take_census(config, self.objective, self.encoder, training, held_out)
-        # Only now: what is refused leaves the folder to the corrected command.
-        self._wait()
+        _check_probes(self.probes, worker.encoder)
+        census = take_census(config, self.objective, worker.encoder, training, held_out)
+        hashes = hashes_of(config, preferences, training, held_out)
+        record = Record(self.folder, config.parameters.kind, hashes=hashes, writes=self.arguments.should_save)
+        growth = plan_growth(config, self.folder, record, census, data_hash=digest, standing=standing)
+        del preferences, training, held_out
+        works = bool(growth.people) or standing is not Standing.SAME or self.folder.unfinished() is not None
+        with connected() if works and config.engine == "ray" else contextlib.nullcontext():
+            # Only now: what is refused leaves the folder to the corrected command.
+            self._wait()
+            if works and self.arguments.should_save:
+                self.folder.begin(config, growth.work, base_fingerprint=worker.base.fingerprint, standing=standing)
+            self._wait()
+            self._train_people(census, growth, record)
+        skipped = {**census.skipped, **record.skipped}
         if self.arguments.should_save:
-            self.folder.claim(config, data_hash=digest, base_fingerprint=self.base.fingerprint, resume=resume)
-        self._wait()
-        population = self._train_people(census, resume)
-        skipped = {**census.skipped, **population.skipped}
-        self._evaluate(census, population, skipped)
-        return TrainResult(self.folder.path, population.finished, skipped)
+            if works or not self.folder.evaluation.exists():
+                self._evaluate(census, growth, record, skipped)
+            self.folder.end(config, digest)
+        return TrainResult(self.folder.path, record.finished, skipped, growth.changed, growth.absent)
 
-    def _train_people(self, census: Census, resume: bool) -> Population:
-        population = Population(self.config, self.base, self.objective, self.arguments, self.folder, self.layout)
-        users = [person.user for person in census.people]
-        index = self.folder.adapters / "index.json"
-        if resume:
-            population.recall(users, read_index(self.folder.path).skipped if index.exists() else {})
-        population.skipped = {**census.skipped, **population.skipped}
-        self._wait()
-        remaining = set(population.remaining(users))
-        people = [person for person in census.people if person.user in remaining]
-        anchored = self._anchor(people)
+    def _train_people(self, census: Census, growth: Growth, record: Record) -> None:
+        people = {person.user: person for person in census.people}
+        order, users = list(people), [person.user for person in growth.people]
+        sizes = [len(person.train) for person in growth.people]
+        # From here on everybody's rows are held by `people` alone, and go when they have been used.
+        census.people, growth.people = [], []
+        record.skipped = {**census.skipped, **record.skipped}
         if self.arguments.should_save:
-            everything = [row for rows in anchored.values() for row in (*rows.train, *rows.held_out)]
-            warn_of_losses(census.problems, [row.encoded for row in everything])
-        population.train(anchored)
-        return population
+            warn_of_losses(census.problems, census.cuts)
+            growth.warn()
+        if self.config.engine == "ray":
+            train_on_cluster(self.worker, people, users, sizes, record, growth.work.update)
+        else:
+            self._train_here(people, users, sizes, record)
+        if self.arguments.should_save:
+            self.folder.gather_metrics()
+            shutil.rmtree(self.folder.path / "state", ignore_errors=True)
+        record.arrange(order)
+        record.write_index()
 
-    def _anchor(self, people: Sequence[Person]) -> dict[str, Rows]:
-        """Everybody's rows at once: what people share is computed once."""
-        flat = [row for person in people for row in (*person.train, *person.held_out)]
-        if not flat:
-            return {}
-        # The first process fills the cache, and the others read it.
-        with self.arguments.main_process_first(local=False, desc="anchoring"):
-            adopt_anchored(flat, base=self.base, encoder=self.encoder, cache=self.cache, layout=self.layout)
-            rows = anchor_preferences(
-                self.base,
-                flat,
-                encoder=self.encoder,
-                settings=self.config.base_responses,
-                cache=self.cache,
-                layout=self.layout,
-                branches=self.objective.branches,
-                with_reference=False,
-                seed=self.config.seed,
-            )
-            if self.objective.needs_reference and self.config.reference.compute == "cached":
-                rows = self._with_references(rows)
-        remaining = iter(rows)
-        return {
-            person.user: Rows([next(remaining) for _ in person.train], [next(remaining) for _ in person.held_out])
-            for person in people
-        }
+    def _train_here(
+        self, people: dict[str, Person], users: Sequence[str], sizes: Sequence[int], record: Record
+    ) -> None:
+        """Train in this process, and in the others that torchrun has started."""
+        share = Share(self.arguments.process_index, self.arguments.world_size) if self._together else Share()
+        if self._together and self.arguments.should_save:
+            take_up(self.folder, share.count, users)
+        self._wait()
+        self.worker.train(people, share.of(users, sizes), record, share)
+        self._wait()
+        if share.count > 1:
+            for others in gather_object([(record.finished, record.skipped, record.trained)]):
+                record.add(*others)
 
-    def _with_references(self, rows: Sequence[Anchored]) -> list[Anchored]:
-        # In the precision of training: a reference in another one would give the first step a margin.
-        device = self.base.device.type
-        kind = torch.float16 if self.arguments.fp16 else torch.bfloat16
-        with torch.autocast(device, dtype=kind, enabled=self.arguments.bf16 or self.arguments.fp16):
-            found = reference_logps(self.base, [row.encoded for row in rows], self.cache, layout=self.layout)
-        return [replace(row, reference=logps) for row, logps in zip(rows, found, strict=True)]
-
-    def _evaluate(self, census: Census, population: Population, skipped: dict[str, str]) -> None:
-        """Write `evaluation.json`, where there is something to measure with and anything new to measure."""
+    def _evaluate(self, census: Census, growth: Growth, record: Record, skipped: dict[str, str]) -> None:
+        """Write `evaluation.json`, where there is something to measure with; who was measured before is not again."""
         # The one import upwards: a run ends with its evaluation, and evaluation stands above training.
         from pluralign.evaluation import evaluate_people
         from pluralign.evaluation.probes import world_of
+        from pluralign.evaluation.results import merged
 
-        config, path = self.config, self.folder.path / "evaluation.json"
-        wanted = bool(census.held_out or config.evaluation.probes) and bool(population.finished)
-        if not wanted or not self.arguments.should_save or (path.exists() and not population.trained):
+        config = self.config
+        if not record.finished or not (census.held_out or config.evaluation.probes):
             return
+        before = self._measured_before()
+        only = None
+        if before is not None:
+            only = [user for user in record.finished if user not in before.people or user in growth.work.update]
+            if not only and skipped.items() <= before.skipped.items():
+                return
+        else:
+            warn_of_learned_rows(record.finished, {user: found["training"] for user, found in record.hashes.items()})
         # Full fine-tuning has changed the base in memory, and sharding has taken it apart.
-        used_up = config.parameters.kind == "full" or population.sharded
-        base = load_base(self._model_config()) if used_up else self.base
+        used_up = config.parameters.kind == "full" or self.arguments.fsdp or self.arguments.deepspeed
+        worker = self.worker
+        base = load_base(worker.model_config) if used_up else worker.base
         held_out = anchor_preferences(
             base,
             census.held_out,
-            encoder=self.encoder,
+            encoder=worker.encoder,
             settings=config.base_responses,
-            cache=self.cache,
-            layout=self.layout,
+            cache=worker.cache,
+            layout=worker.layout,
             branches=("chosen", "rejected"),
             seed=config.seed,
         )
         evaluation = evaluate_people(
             base,
-            population.finished,
+            record.finished,
             held_out,
             per=config.parameters.per,
             settings=config.evaluation,
             generation=config.base_responses,
-            encoder=self.encoder,
-            cache=self.cache,
-            layout=self.layout,
+            encoder=worker.encoder,
+            cache=worker.cache,
+            layout=worker.layout,
             seed=config.seed,
             skipped=skipped,
             world=world_of("world") if config.data.path == "world" else None,
+            only=only,
         )
-        evaluation.write(path)
+        if before is not None:
+            evaluation = merged(before, evaluation, order=record.finished)
+        evaluation.write(self.folder.evaluation)
 
-    def _model_config(self) -> ModelConfig:
-        return replace(self.config, device=local_device(self.arguments, self.config.device))
+    def _measured_before(self) -> Evaluation | None:
+        """The evaluation that is there, where it can be added to: made by this configuration, a person an adapter."""
+        from pluralign.evaluation import read_evaluation  # upwards, as in `_evaluate`
+
+        config, path = self.config, self.folder.evaluation
+        if config.parameters.per == "none" or not path.exists():
+            return None
+        before = read_evaluation(path)
+        same = before.is_like(self.worker.base.fingerprint, config.evaluation, config.base_responses, config.seed)
+        return before if same else None
 
     def _wait(self) -> None:
         """Until every process is here: what one writes, the others must not find before they have looked."""
@@ -203,6 +229,7 @@ class _Run:
 
 def _check(config: TrainConfig) -> None:
     parameters = config.parameters
+    check_bank(config)
     if parameters.kind == "full" and parameters.per != "none":
         raise InputError(
             f"parameters.kind is full and parameters.per is {parameters.per}",
@@ -236,17 +263,3 @@ def _check_probes(probes: Sequence[ProbeSet], encoder: Encoder) -> None:
     from pluralign.evaluation.evaluation import check_questions  # upwards, as in `_evaluate`
 
     check_questions(probes, encoder)
-
-
-@contextlib.contextmanager
-def _explained(folder: RunFolder) -> Iterator[None]:
-    """A full disk said in words; where it struck, the writer has removed its half."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if not disk_is_full(error):
-            raise
-        raise PluralignError(
-            f"{folder.path}: the disk is full. Nothing is half-written, and who is finished is kept: make room and "
-            "give the same command again"
-        ) from error

@@ -1,0 +1,371 @@
+"""The LoRA bank: adapters of many people on one frozen base, each row of a batch with its own or with none.
+
+A slot holds one person's adapter as one row of a matrix, so that optimisers, norms and snapshots see a vector a person;
+every adapted layer sees the same memory as stacked factors. The backward pass adds each row's gradient to its own slot
+and to nothing else: what a batch holds beside a person's rows cannot reach that person's adapter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pluralign.config import ParametersConfig
+from pluralign.errors import InputError
+from pluralign.models.adapters import (
+    SLOT,
+    detach_adapter,
+    initial_factors,
+    new_adapter,
+    read_adapter,
+    write_adapter,
+)
+from pluralign.models.base import Base
+from pluralign.models.dropout import keep_scale
+from pluralign.models.masks import causal_lm
+
+NONE = -1
+"""Slot of a row that runs through the bare base."""
+
+
+@dataclass(slots=True)
+class Layer:
+    """One adapted linear layer: views of the bank's matrices, one entry a slot.
+
+    Attributes:
+        name: of the layer in the base.
+        module: the base's own layer, frozen.
+        down: [slots + 1, r, in] the A factors; the last entry is zero and stands for none.
+        up: [slots + 1, r, out] the B factors, transposed: so both factors are read along their rows.
+        grad_down, grad_up: the same of the gradients.
+        number: position among the layers, which dropout tells them apart by.
+    """
+
+    name: str
+    module: Any
+    down: Tensor
+    up: Tensor
+    grad_down: Tensor | None
+    grad_up: Tensor | None
+    number: int
+
+
+@dataclass(slots=True)
+class _Rows:
+    """What the layers must know of the forward that runs.
+
+    Attributes:
+        slots: [R] index into the layers' entries; the last one for rows without an adapter.
+        keys: [R] what dropout draws from, a number of the person's own for each row; None leaves dropout out.
+    """
+
+    slots: Tensor
+    keys: Tensor | None
+
+
+class LoraBank:
+    """Adapters stacked on a base, which computes with them while the bank is attached.
+
+    Rank, alpha, target modules, dropout and initial values are PEFT's; what is saved is a PEFT folder.
+
+    Args:
+        base: with no adapter attached. Its linear layers compute with the bank until `detach`.
+        parameters: of every adapter in the bank.
+        slots: adapters held at a time, at least 1.
+        trainable: also hold gradients.
+
+    Attributes:
+        matrix: [slots + 1, P] float32 (float64 for a float64 base), an adapter a row; the last row stays zero.
+        grads: [slots + 1, P] their gradients; None where the bank is not trainable.
+
+    Raises:
+        InputError: a setting is out of its range, a target module does not exist, or the head is a target.
+    """
+
+    def __init__(self, base: Base, parameters: ParametersConfig, slots: int, *, trainable: bool = False) -> None:
+        self.base, self.slots = base, slots
+        self.config, shapes = adapter_shapes(base, parameters)
+        self.rank, self.scale, self.dropout = parameters.rank, parameters.alpha / parameters.rank, parameters.dropout
+        self._check_targets(shapes)
+        dtype = torch.float64 if base.model.dtype == torch.float64 else torch.float32
+        size = self.rank * sum(map(sum, shapes.values()))
+        self.matrix = torch.zeros(slots + 1, size, dtype=dtype, device=base.device)
+        self.grads = torch.zeros_like(self.matrix) if trainable else None
+        self.layers = self._views(shapes)
+        self.bytes_per_slot = size * self.matrix.element_size()
+        # What every adapted layer's output hangs on in the graph: factors get their gradients past autograd, straight
+        # into their slots, and the first layer's input needs none.
+        self._switch = torch.zeros((), device=base.device, requires_grad=trainable)
+        self._rows: _Rows | None = None
+        self._tokens = 0
+        self._handles: list[Any] = []
+        self._attach()
+
+    # ---- slots ----
+
+    def admit(self, slot: int, *, seed: int) -> None:
+        """Put a fresh adapter into a slot: the weights that `new_adapter` draws from the seed."""
+        with torch.no_grad():
+            self.matrix[slot].zero_()
+            for layer, factor in zip(self.layers, initial_factors(self._sizes(), self.rank, seed), strict=True):
+                # PEFT rounds what it draws to the base's precision.
+                layer.down[slot] = factor.to(self.base.model.dtype).to(self.matrix.dtype)
+        self._clear(slot)
+
+    def load(self, slot: int, folder: Path | str) -> None:
+        """Put a saved adapter into a slot.
+
+        Raises:
+            InputError: the folder holds no adapter, one for another base, or one that is not shaped like the bank's.
+        """
+        tensors = read_adapter(self.base, folder, self.config)
+        with torch.no_grad():
+            for layer in self.layers:
+                down, up = (tensors.pop(key, None) for key in _keys(layer.name))
+                if down is None or up is None or down.shape != layer.down.shape[1:] or up.T.shape != layer.up.shape[1:]:
+                    raise InputError(f"the adapter has other factors at {layer.name} than the bank", where=str(folder))
+                layer.down[slot], layer.up[slot] = down.to(self.matrix), up.T.to(self.matrix)
+        if tensors:
+            raise InputError(f"the adapter has weights for more layers ({next(iter(tensors))})", where=str(folder))
+        self._clear(slot)
+
+    def save(
+        self,
+        slot: int,
+        folder: Path | str,
+        *,
+        user: str,
+        note: str | None = None,
+        made_from: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write a slot's adapter as a PEFT folder, as `save_adapter` does."""
+        tensors = self.tensors(slot)
+        write_adapter(folder, tensors, self.config, base=self.base, user=user, note=note, made_from=made_from)
+
+    def tensors(self, slot: int) -> dict[str, Tensor]:
+        """A slot's factors under the names and in the shapes of PEFT's files, on the CPU."""
+        found: dict[str, Tensor] = {}
+        for layer in self.layers:
+            down, up = _keys(layer.name)
+            found[down] = layer.down[slot].detach().cpu().contiguous()
+            found[up] = layer.up[slot].detach().T.cpu().contiguous()
+        return found
+
+    def _clear(self, slot: int) -> None:
+        if self.grads is not None:
+            self.grads[slot].zero_()
+
+    # ---- forwards ----
+
+    @contextlib.contextmanager
+    def rows(self, slots: Tensor, *, keys: Tensor | None = None) -> Iterator[None]:
+        """Name the slot of every row of the forwards (and their backwards) inside the block.
+
+        Args:
+            slots: [R] int64, `NONE` for a row of the bare base. Rows hold equally many tokens; where a row of the
+                batch holds several people's tokens side by side, its equal pieces count as rows here.
+            keys: [R] int64, drawn from by dropout; without them there is none.
+        """
+        if bool((slots == NONE).all()):
+            yield
+            return
+        index = torch.where(slots == NONE, self.slots, slots).to(self.base.device)
+        self._rows = _Rows(index, keys if self.dropout else None)
+        try:
+            yield
+        finally:
+            self._rows = None
+
+    def detach(self) -> None:
+        """Give the base its own layers back, unchanged by whatever was trained; the bank is used up."""
+        for layer in self.layers:
+            layer.module.__dict__.pop("forward", None)
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _attach(self) -> None:
+        def count(_: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+            tokens = keywords.get("input_ids", arguments[0] if arguments else None)
+            self._tokens = 0 if tokens is None else tokens.numel()
+
+        self._handles.append(causal_lm(self.base.model).register_forward_pre_hook(count, with_kwargs=True))
+        for layer in self.layers:
+            own = layer.module.forward
+            layer.module.forward = _Banked(self, layer, own)
+
+    def _views(self, shapes: Mapping[str, tuple[int, int]]) -> list[Layer]:
+        layers: list[Layer] = []
+        start = 0
+        for number, (name, (inner, outer)) in enumerate(shapes.items()):
+            middle, end = start + self.rank * inner, start + self.rank * (inner + outer)
+
+            def view(matrix: Tensor | None, a: int, b: int) -> Any:
+                return None if matrix is None else matrix[:, a:b].unflatten(1, (self.rank, -1))
+
+            layers.append(
+                Layer(
+                    name=name,
+                    module=self.base.model.get_submodule(name),
+                    down=view(self.matrix, start, middle),
+                    up=view(self.matrix, middle, end),
+                    grad_down=view(self.grads, start, middle),
+                    grad_up=view(self.grads, middle, end),
+                    number=number,
+                )
+            )
+            start = end
+        return layers
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        return [(layer.down.shape[-1], layer.up.shape[-1]) for layer in self.layers]
+
+    def _check_targets(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+        head = self.base.model.get_output_embeddings()
+        named = [name for name in shapes if self.base.model.get_submodule(name) is head]
+        if named:
+            raise InputError(
+                f"parameters.target_modules names the head ({named[0]}), which sees responses' tokens only",
+                fix="Leave it out, or train people one after another (engine trainer).",
+            )
+
+
+def adapter_shapes(base: Base, parameters: ParametersConfig) -> tuple[LoraConfig, dict[str, tuple[int, int]]]:
+    """What PEFT makes of the parameters: its configuration, and (inputs, outputs) of each adapted layer by name."""
+    template = new_adapter(base, parameters, seed=0)
+    shapes = {
+        name: (layer.in_features, layer.out_features)
+        for name, layer in template.get_base_model().named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+    config = template.peft_config[SLOT]
+    detach_adapter(template)
+    return config, shapes
+
+
+def adapter_bytes(base: Base, parameters: ParametersConfig) -> int:
+    """Bytes of one adapter in training."""
+    _, shapes = adapter_shapes(base, parameters)
+    width = 8 if base.model.dtype == torch.float64 else 4
+    return width * parameters.rank * sum(map(sum, shapes.values()))
+
+
+class _Banked:
+    """A linear layer's forward while a bank is attached; without rows it is the layer's own."""
+
+    def __init__(self, bank: LoraBank, layer: Layer, own: Any) -> None:
+        self.bank, self.layer, self.own = bank, layer, own
+        # A plain linear layer computes its own part and the adapters' in one pass over the gradient.
+        self.fused = type(layer.module) is nn.Linear
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows, bank = self.bank._rows, self.bank
+        if rows is None:
+            return self.own(x)
+        if x.numel() != bank._tokens * x.shape[-1]:
+            raise InputError(
+                f"the layer {self.layer.name} does not see the tokens of the rows one by one (experts?)",
+                fix="Leave it out of parameters.target_modules, or train people one after another (engine trainer).",
+            )
+        output = None if self.fused else self.own(x)
+        return _LoraLinear.apply(x, output, bank._switch, self.layer, rows, bank)
+
+
+class _LoraLinear(torch.autograd.Function):
+    """y = W x + b + scale * B_s A_s x, with the A and B of each row's slot s.
+
+    With `output` the layer has computed W x + b by itself, and autograd carries that part.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, output: Tensor | None, switch: Tensor, layer: Layer, rows: _Rows, bank: LoraBank
+    ) -> Tensor:
+        kind = x.device.type
+        mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        # As PEFT: in the precision of the factors, unless autocast says otherwise.
+        dtype = mixed or layer.down.dtype
+        with torch.autocast(kind, enabled=False):
+            own = layer.module.weight.dtype if mixed is None else mixed
+            if output is None:
+                bias = layer.module.bias
+                y = functional.linear(x.to(own), layer.module.weight.to(own), None if bias is None else bias.to(own))
+            else:
+                y = output.clone()
+            count = len(rows.slots)
+            inner = x.reshape(count, -1, x.shape[-1]).to(dtype)
+            kept = _keep(inner, layer, rows, bank)
+            down = layer.down.index_select(0, rows.slots).to(dtype)
+            up = layer.up.index_select(0, rows.slots).to(dtype)
+            narrow = torch.bmm(inner if kept is None else inner * kept, down.transpose(1, 2)).mul_(bank.scale)
+            _add_product(y.view(count, -1, y.shape[-1]), narrow, up)
+        ctx.save_for_backward(inner, narrow)
+        ctx.layer, ctx.rows, ctx.bank, ctx.own, ctx.shape = layer, rows, bank, own, x.shape
+        ctx.input_dtype, ctx.fused = x.dtype, output is None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inner, narrow = ctx.saved_tensors
+        layer, rows, bank = ctx.layer, ctx.rows, ctx.bank
+        kept = _keep(inner, layer, rows, bank)
+        count = len(rows.slots)
+        outer = grad.reshape(count, -1, grad.shape[-1]).to(inner.dtype)
+        down = layer.down.index_select(0, rows.slots).to(inner.dtype)
+        up = layer.up.index_select(0, rows.slots).to(inner.dtype)
+        grad_narrow = torch.bmm(outer, up.transpose(1, 2)).mul_(bank.scale)
+        if bank.grads is not None:
+            seen = inner if kept is None else inner * kept
+            _add_rows(layer.grad_up, rows.slots, torch.bmm(narrow.transpose(1, 2), outer))
+            _add_rows(layer.grad_down, rows.slots, torch.bmm(grad_narrow.transpose(1, 2), seen))
+        if not ctx.needs_input_grad[0]:
+            return None, (None if ctx.fused else grad), None, None, None, None
+        if ctx.fused:
+            own_grad = grad.to(ctx.own) @ layer.module.weight.to(ctx.own)
+        else:
+            own_grad = torch.zeros(ctx.shape, dtype=inner.dtype, device=inner.device)
+        through = own_grad.view(count, -1, own_grad.shape[-1])
+        if kept is None:
+            _add_product(through, grad_narrow, down)
+        else:
+            through.add_(torch.bmm(grad_narrow, down).mul_(kept))
+        grad_x = own_grad.view(ctx.shape).to(ctx.input_dtype)
+        return grad_x, (None if ctx.fused else grad), None, None, None, None
+
+
+def _keep(inner: Tensor, layer: Layer, rows: _Rows, bank: LoraBank) -> Tensor | None:
+    """Dropout's factor for every input, [R, T, in]: made again in the backward pass instead of being kept."""
+    if rows.keys is None:
+        return None
+    return keep_scale(rows.keys, layer.number, inner.shape[1:], bank.dropout).to(inner.dtype)
+
+
+def _add_product(to: Tensor, left: Tensor, right: Tensor) -> None:
+    """To += left @ right, in one kernel where the types agree."""
+    if to.dtype == left.dtype:
+        to.baddbmm_(left, right)
+    else:
+        to.add_(torch.bmm(left, right))
+
+
+def _add_rows(to: Tensor, slots: Tensor, rows: Tensor) -> None:
+    """Add each row to its slot, in the same order every time."""
+    if to.device.type == "cuda":
+        # index_add_ would add in any order there.
+        to.index_put_((slots,), rows.to(to.dtype), accumulate=True)
+    else:
+        to.index_add_(0, slots, rows.to(to.dtype))
+
+
+def _keys(layer: str) -> tuple[str, str]:
+    """Names of a layer's two factors in PEFT's files."""
+    return f"base_model.model.{layer}.lora_A.weight", f"base_model.model.{layer}.lora_B.weight"

@@ -1,0 +1,203 @@
+"""The forwards of one step of many people: rows of like length together, whoever they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pluralign.models.bank import NONE, LoraBank
+from pluralign.models.logprobs import branch_logps
+from pluralign.models.rows import examples_of
+from pluralign.models.scoring import BATCH_TOKENS, MOST_BATCH_TOKENS
+from pluralign.objectives import Losses, Objective
+from pluralign.training.bank.means import SlotMeans
+from pluralign.training.batches import Batch, Example, PreferenceCollator
+
+
+@dataclass(slots=True)
+class Unit:
+    """Examples of one person that go through the same forward: one, or a batch whose losses couple them.
+
+    Attributes:
+        slot: of the person.
+        examples: at least one.
+        keys: of each example, what its dropout is drawn from.
+        total: sum of weights of the person's whole step.
+    """
+
+    slot: int
+    examples: list[Example]
+    keys: list[int]
+    total: float
+
+
+class Forwards:
+    """Runs units through base and bank, and keeps each person's losses and metrics apart.
+
+    Args:
+        bank: with everybody's adapter.
+        objective: losses per example; where it may couple examples, it is called once a unit.
+        collator: makes batches.
+        reference: `cached`, or `forward` for rows of the bare base in the same forward.
+        tokens: of one forward, padding included; None for what suits the device.
+        autocast: makes the context of mixed precision.
+    """
+
+    def __init__(
+        self,
+        bank: LoraBank,
+        objective: Objective,
+        collator: PreferenceCollator,
+        *,
+        reference: Literal["cached", "forward"],
+        tokens: int | None,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self.bank, self.objective, self.collator = bank, objective, collator
+        self.from_forward = reference == "forward" and objective.needs_reference
+        self.device = bank.base.device
+        self.tokens = tokens or BATCH_TOKENS.get(self.device.type, MOST_BATCH_TOKENS)
+        self.autocast = autocast
+        self.means = SlotMeans(bank.slots, self.device)
+
+    def units(self, slot: int, batches: Sequence[Sequence[Example]], *, seed: int, step: int) -> list[Unit]:
+        """The units of one person's step.
+
+        Args:
+            slot: of the person.
+            batches: examples by batch.
+            seed: of the person; with the step it makes the keys of dropout.
+            step: of the person.
+        """
+        total = sum(example.weight for batch in batches for example in batch)
+        numbered = _with_keys(batches, seed, step)
+        if not self.objective.couples_examples:
+            numbered = [[item] for batch in numbered for item in batch]
+        return [Unit(slot, [one for one, _ in items], [key for _, key in items], total) for items in numbered]
+
+    def backward(self, units: Sequence[Unit]) -> None:
+        """Add every person's gradient to their slot."""
+        for packed in self._pack(units):
+            # Around the backward too: a checkpointed layer runs its forward again in there.
+            with self._rows(batch := self._batch(packed), packed, training=True):
+                loss = self._losses(batch, packed, self.means)
+                loss.backward()
+
+    @torch.no_grad()
+    def evaluate(self, units: Sequence[Unit]) -> SlotMeans:
+        """Every person's losses and metrics."""
+        means = SlotMeans(self.bank.slots, self.device)
+        for packed in self._pack(units):
+            with self._rows(batch := self._batch(packed), packed, training=False):
+                self._losses(batch, packed, means)
+        return means
+
+    def _losses(self, batch: Batch, units: Sequence[Unit], means: SlotMeans) -> Tensor:
+        """Sum over people of their shares of their own steps' losses, a scalar."""
+        with self._autocast():
+            logps = branch_logps(self.bank.base.model, batch["responses"])
+            losses = self._objective(logps, batch, units)
+        slots = torch.tensor([unit.slot for unit in units for _ in unit.examples], device=self.device)
+        totals = torch.tensor([unit.total for unit in units for _ in unit.examples], device=self.device)
+        shares = batch["weight"] * losses.per_example / totals.clamp(min=torch.finfo(torch.float32).tiny)
+        means.add(losses.terms, shares.detach(), slots)
+        return shares.sum()
+
+    def _objective(self, logps: dict[str, Tensor], batch: Batch, units: Sequence[Unit]) -> Losses:
+        count = len(batch["weight"])
+        lengths = {name: value[:count] for name, value in batch["responses"].branch_lengths().items()}
+        policy = {name: value[:count] for name, value in logps.items()}
+        if self.from_forward:
+            reference = {name: value[count:].detach() for name, value in logps.items()}
+        else:
+            dtype = next(iter(policy.values())).dtype
+            reference = {name: value.to(dtype) for name, value in batch["reference"].items()}
+        if not self.objective.couples_examples:
+            return self.objective(policy, reference, lengths, batch["columns"])
+        parts: list[Losses] = []
+        start = 0
+        for unit in units:
+            part = slice(start, start + len(unit.examples))
+            start = part.stop
+            own = [{name: value[part] for name, value in of.items()} for of in (policy, reference, lengths)]
+            columns = {name: value[part] for name, value in batch["columns"].items()}
+            parts.append(self.objective(own[0], own[1], own[2], columns))
+        return Losses(
+            torch.cat([part.per_example for part in parts]),
+            {name: torch.cat([part.terms[name] for part in parts]) for name in parts[0].terms},
+        )
+
+    # ---- batches ----
+
+    def _batch(self, units: Sequence[Unit]) -> Batch:
+        examples = [example for unit in units for example in unit.examples]
+        # The base's rows stand behind everybody's.
+        batch = self.collator([*examples, *examples] if self.from_forward else examples)
+        batch["responses"] = batch["responses"].to(self.device)
+        batch["reference"] = {name: value.to(self.device) for name, value in batch["reference"].items()}
+        batch["weight"] = batch["weight"][: len(examples)].to(self.device)
+        return batch
+
+    def _rows(self, batch: Batch, units: Sequence[Unit], *, training: bool) -> AbstractContextManager[None]:
+        slots = [unit.slot for unit in units for _ in unit.examples]
+        keys = [key for unit in units for key in unit.keys]
+        if self.from_forward:
+            slots, keys = slots + [NONE] * len(slots), keys + keys
+        example = examples_of(batch["responses"])
+        row_keys = None
+        if training and self.bank.dropout > 0:
+            # Which row of its example each is: rows of one example drop on their own.
+            place = torch.arange(len(example), device=self.device) - torch.searchsorted(example, example)
+            row_keys = torch.tensor(keys, device=self.device)[example] + place
+        return self.bank.rows(torch.tensor(slots, device=self.device)[example], keys=row_keys)
+
+    def _pack(self, units: Sequence[Unit]) -> Iterator[list[Unit]]:
+        """Units of like length together, as many as the budget of tokens allows."""
+        copies = 2 if self.from_forward else 1
+        packed: list[Unit] = []
+        rows = widest = 0
+        # The first one of a pack is its widest.
+        for unit, width, more in sorted(self._sizes(units), key=lambda size: -size[1]):
+            widest = widest if packed else width
+            if packed and copies * (rows + more) * widest > self.tokens:
+                yield packed
+                packed, rows, widest = [], 0, width
+            packed.append(unit)
+            rows += more
+        if packed:
+            yield packed
+
+    def _sizes(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, int, int]]:
+        """Each unit with its widest row and its number of rows."""
+        for unit in units:
+            widths: list[int] = []
+            for example in unit.examples:
+                encoded = example.row.encoded
+                responses = [len(encoded.response_ids.get(name, ())) for name in self.collator.branches]
+                prompt = len(encoded.prompt_ids)
+                shared = self.collator.layout == "shared" or not any(responses)
+                widths += [prompt + sum(responses)] if shared else [prompt + one for one in responses if one]
+            yield unit, max(widths), len(widths)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
+
+def _with_keys(batches: Sequence[Sequence[Example]], seed: int, step: int) -> list[list[tuple[Example, int]]]:
+    """Every example with a number that belongs to the person, the step and its place in the step."""
+    start = seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9
+    keyed: list[list[tuple[Example, int]]] = []
+    place = 0
+    for batch in batches:
+        items: list[tuple[Example, int]] = []
+        for example in batch:
+            mixed = (start + place * 0x94D049BB133111EB) & (2**64 - 1)
+            items.append((example, (mixed ^ mixed >> 29) & (2**32 - 1)))
+            place += 1
+        keyed.append(items)
+    return keyed

@@ -1,0 +1,80 @@
+"""Which rows each of a person's optimiser steps takes: the Trainer's order, as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from transformers import TrainingArguments
+
+from pluralign.training.batches import EpochSampler
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A person's steps.
+
+    A step takes `accumulation` batches of `batch_size` rows; what an epoch has left at its end makes a smaller step,
+    so that a person with fewer rows than one step has one step an epoch, of all rows.
+
+    Attributes:
+        rows: of the person, at least 1.
+        batch_size: rows of a batch.
+        accumulation: batches of a step.
+        seed: of the order, another one every epoch; None keeps the table's.
+        max_steps: optimiser steps in all.
+    """
+
+    rows: int
+    batch_size: int
+    accumulation: int
+    seed: int | None
+    max_steps: int
+
+    @classmethod
+    def of(cls, arguments: TrainingArguments, rows: int) -> Schedule:
+        """From the Trainer's arguments of one person."""
+        batch, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+        steps = math.ceil(math.ceil(rows / batch) / accumulation)
+        most = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * steps)
+        seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+        return cls(rows, batch, accumulation, None if arguments.train_sampling_strategy == "sequential" else seed, most)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of an epoch, the last one maybe smaller."""
+        return math.ceil(self.rows / self.batch_size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch."""
+        return math.ceil(self.batches_per_epoch / self.accumulation)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are begun."""
+        return math.ceil(self.max_steps / self.steps_per_epoch)
+
+    def batches(self, step: int) -> list[list[int]]:
+        """Row numbers of each batch of a step (from 0)."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        order = _order(self.rows, self.seed, epoch)
+        size = self.batch_size
+        first = within * self.accumulation
+        numbers = range(first, min(first + self.accumulation, self.batches_per_epoch))
+        return [list(order[number * size : (number + 1) * size]) for number in numbers]
+
+    def epochs_done(self, steps: int) -> float:
+        """Epochs after so many steps, as the Trainer counts them."""
+        epoch, within = divmod(steps - 1, self.steps_per_epoch)
+        return epoch + min((within + 1) * self.accumulation, self.batches_per_epoch) / self.batches_per_epoch
+
+    def ends_epoch(self, steps: int) -> bool:
+        """Whether an epoch is over after so many steps."""
+        return steps % self.steps_per_epoch == 0
+
+
+@lru_cache(maxsize=1024)
+def _order(rows: int, seed: int | None, epoch: int) -> tuple[int, ...]:
+    return tuple(EpochSampler(rows, seed=seed, epoch=lambda: epoch))

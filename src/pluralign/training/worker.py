@@ -1,0 +1,149 @@
+"""A base in memory and what training people on it takes: one for each process of a run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from transformers import TrainingArguments
+
+from pluralign.config import ModelConfig, TrainConfig
+from pluralign.models.anchoring import Anchored, adopt_anchored, anchor_preferences, encoder_of
+from pluralign.models.base import load_base
+from pluralign.models.cache import Cache
+from pluralign.models.layout import choose_layout
+from pluralign.models.references import reference_logps
+from pluralign.models.rows import Layout
+from pluralign.objectives import Objective
+from pluralign.training.arguments import local_device
+from pluralign.training.bank import BankPopulation
+from pluralign.training.people import Person
+from pluralign.training.population import Population
+from pluralign.training.record import Record, Rows
+from pluralign.training.runs import RunFolder
+from pluralign.training.shares import Share
+
+WAVE_ROWS = 2048
+"""Rows that are anchored at a time: enough to fill batches, few enough to be no matter of memory."""
+
+
+class Worker:
+    """Trains people on a base of its own.
+
+    It holds neither lock nor index: who is whose, and what the folder says of it, is decided by whoever made it.
+
+    Args:
+        config: of the run.
+        arguments: of the Trainer, shared by all people.
+        folder: of the run.
+        together: whether people are trained in the bank, and not one after another.
+
+    Attributes:
+        base: the one base.
+        encoder: from rows to its tokens.
+        layout: of `choose_layout`.
+        cache: of base responses and reference log-probs.
+
+    Raises:
+        InputError: the base cannot be loaded.
+    """
+
+    def __init__(self, config: TrainConfig, arguments: TrainingArguments, folder: RunFolder, *, together: bool) -> None:
+        self.config, self.arguments, self.folder, self.together = config, arguments, folder, together
+        self.objective = Objective(config.loss, config.anchor)
+        self.cache = Cache(config.cache_dir)
+        self.base = load_base(self.model_config)
+        self.encoder = encoder_of(self.base, config.data)
+        self.layout: Layout = choose_layout(self.base.model, self.base.tokenizer)
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """What the base is loaded by, on the device of this process."""
+        return replace(self.config, device=local_device(self.arguments, self.config.device))
+
+    def train(
+        self,
+        people: dict[str, Person],
+        users: Sequence[str],
+        record: Record,
+        share: Share = Share(),  # noqa: B008
+    ) -> None:
+        """Train a share of people, from where a killed run has left it.
+
+        Args:
+            people: id -> rows; also of those who make their last steps again. Who has been trained is taken out.
+            users: those of the share of whom nothing is decided yet.
+            record: what became of everybody; people are added as they finish.
+            share: which of how many workers this is.
+
+        Raises:
+            InputError: what a killed run has left cannot be gone on with.
+        """
+        engine = self._engine(record, share)
+        users = engine.resume(users)
+        self.arguments.distributed_state.wait_for_everyone()
+        if users:
+            rows = (row for user in users for row in (*people[user].train, *people[user].held_out))
+            adopt_anchored(rows, base=self.base, encoder=self.encoder, cache=self.cache, layout=self.layout)
+            engine.train(users, lambda asked: self._supply(people.pop(user) for user in asked))
+
+    def _engine(self, record: Record, share: Share) -> BankPopulation | Population:
+        parts = (self.config, self.base, self.objective, self.arguments)
+        if not self.together:
+            return Population(*parts, self.folder, self.layout, record)
+        return BankPopulation(*parts, self.folder.share(share), self.layout, record, share)
+
+    def _supply(self, people: Iterable[Person]) -> Iterator[tuple[str, Rows]]:
+        """Rows in the order asked for, anchored some people at a time: what is not needed yet takes no room."""
+        wave: list[Person] = []
+        rows = 0
+        for person in people:
+            wave.append(person)
+            rows += len(person.train) + len(person.held_out)
+            if rows >= WAVE_ROWS:
+                yield from _handed_out(self._anchor(wave))
+                wave, rows = [], 0
+        yield from _handed_out(self._anchor(wave))
+
+    def _anchor(self, people: Sequence[Person]) -> dict[str, Rows]:
+        """Everybody's rows at once: what people share is computed once."""
+        flat = [row for person in people for row in (*person.train, *person.held_out)]
+        if not flat:
+            return {}
+        # Of processes that train the same people the first one fills the cache, and the others read it.
+        first = self.arguments.main_process_first(local=False, desc="anchoring")
+        with contextlib.nullcontext() if self.together else first:
+            rows = anchor_preferences(
+                self.base,
+                flat,
+                encoder=self.encoder,
+                settings=self.config.base_responses,
+                cache=self.cache,
+                layout=self.layout,
+                branches=self.objective.branches,
+                with_reference=False,
+                seed=self.config.seed,
+            )
+            if self.objective.needs_reference and self.config.reference.compute == "cached":
+                rows = self._with_references(rows)
+        remaining = iter(rows)
+        return {
+            person.user: Rows([next(remaining) for _ in person.train], [next(remaining) for _ in person.held_out])
+            for person in people
+        }
+
+    def _with_references(self, rows: Sequence[Anchored]) -> list[Anchored]:
+        # In the precision of training: a reference in another one would give the first step a margin.
+        device = self.base.device.type
+        kind = torch.float16 if self.arguments.fp16 else torch.bfloat16
+        with torch.autocast(device, dtype=kind, enabled=self.arguments.bf16 or self.arguments.fp16):
+            found = reference_logps(self.base, [row.encoded for row in rows], self.cache, layout=self.layout)
+        return [replace(row, reference=logps) for row, logps in zip(rows, found, strict=True)]
+
+
+def _handed_out(rows: dict[str, Rows]) -> Iterator[tuple[str, Rows]]:
+    """People with their rows, which are not held here any longer."""
+    for user in list(rows):
+        yield user, rows.pop(user)
