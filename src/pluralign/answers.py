@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pluralign.config import GenerateConfig, ModelConfig, TrainConfig
 from pluralign.errors import InputError
@@ -16,6 +19,7 @@ from pluralign.storage import check_place, write_text
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pluralign.evaluation.policies import Policies
     from pluralign.models import Base
 
 
@@ -40,10 +44,10 @@ def answer_prompts(config: GenerateConfig) -> list[Answers]:
     Raises:
         InputError: there is no such run or person, or a prompt or a setting cannot be used; names the place.
     """
-    from pluralign.evaluation.policies import opened_policy
-    from pluralign.models import generate, load_base
+    from pluralign.models import load_base
     from pluralign.models.anchoring import encoder_of, warn_of_losses
     from pluralign.models.generation import check_settings
+    from pluralign.models.matmul import quick_matmul
 
     check_settings(config.generation)
     if config.output:
@@ -58,21 +62,49 @@ def answer_prompts(config: GenerateConfig) -> list[Answers]:
     prompts = [_as_turn(row, base, plain=config.plain) for row in given]
     encoded = encoder_of(base, trained.data).encode_many(prompts, branches=())
     warn_of_losses([], [row.cut for row in encoded])
-    token_ids = [one.prompt_ids for one in encoded]
-
-    def answers_of(model: Any, name: str) -> list[str]:
-        made = generate(model, base.tokenizer, token_ids, config.generation, seed=config.seed, description=name)
-        return [answer.text for answer in made]
-
-    said = answers_of(base.model, "base")
-    answered = [Answers(row.prompt, text, {}) for row, text in zip(prompts, said, strict=True)]
-    for user, folder in people.items():
-        with opened_policy(base, folder) as policy:
-            for row, text in zip(answered, answers_of(policy.model, shown(user, 20)), strict=True):
-                row.people[user] = text
+    with quick_matmul():
+        said, by_folder = _answered(base, [one.prompt_ids for one in encoded], list(people.values()), config)
+    answered = [
+        Answers(row.prompt, text, {user: by_folder[folder][number] for user, folder in people.items()})
+        for number, (row, text) in enumerate(zip(prompts, said, strict=True))
+    ]
     if config.output:
         write_text(config.output, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in answered))
     return answered
+
+
+def _answered(
+    base: Base, prompts: Sequence[list[int]], folders: Sequence[Path], config: GenerateConfig
+) -> tuple[list[str], dict[Path, list[str]]]:
+    """What the base says to each prompt, and what each folder's policy does; people go through the same batches."""
+    from pluralign.evaluation.policies import of_one_shape, opened_policies
+    from pluralign.models import generate
+
+    settings, seed = config.generation, config.seed
+    said = generate(base.model, base.tokenizer, prompts, settings, seed=seed, description="base")
+    found: dict[Path, list[str]] = {}
+    for some in of_one_shape(folders):
+        with opened_policies(base, some) as (policies, broken):
+            if broken:
+                raise InputError(next(iter(broken.values())))
+            made = generate(
+                policies.model,
+                base.tokenizer,
+                [prompt for _ in some for prompt in prompts],
+                settings,
+                seed=seed,
+                description="people",
+                around=partial(_rows_of, policies, len(prompts)),
+            )
+        for number, folder in enumerate(some):
+            own = made[number * len(prompts) : (number + 1) * len(prompts)]
+            found[folder] = [answer.text for answer in own]
+    return [answer.text for answer in said], found
+
+
+def _rows_of(policies: Policies, prompts: int, indices: list[int]) -> AbstractContextManager[None]:
+    """The context in which these answers are given, of people who are asked so many prompts each."""
+    return policies.rows_of([index // prompts for index in indices])
 
 
 def answers_table(answers: Answers) -> Table:

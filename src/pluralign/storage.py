@@ -68,9 +68,14 @@ def write_text(path: Path | str, text: str) -> None:
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write JSON with keys in the order given, two spaces of indent and a final newline; NaN is refused."""
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """What `write_json` writes."""
     text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     # An id may hold half a surrogate pair, which UTF-8 has no bytes for; JSON's own escape has.
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    return text.encode("utf-8", "backslashreplace")
 
 
 def read_json(path: Path | str) -> Any:

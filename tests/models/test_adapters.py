@@ -154,7 +154,7 @@ def test_a_new_save_replaces_the_old_whole(tiny_base: Base, tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pluralign.models.adapters.write_json", full)
+        patch.setattr("pluralign.models.adapters.json_bytes", full)
         with pytest.raises(OSError, match="No space"):
             save_adapter(policy, tmp_path / "a", base=tiny_base, user="a")
     kept = load_file(tmp_path / "a" / "adapter_model.safetensors")

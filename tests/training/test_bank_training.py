@@ -16,6 +16,7 @@ from pluralign.config import AnchorConfig, BaseAnchorConfig
 from pluralign.errors import InputError
 from pluralign.objectives import sigmoid_loss
 from pluralign.training import train
+from pluralign.training.bank.forwards import Forwards
 from pluralign.training.bank.schedule import Schedule
 
 PEOPLE = {"a": 12, "b.c": 5, "": 0, "é": 30, "d": 3, "e": 17}
@@ -182,6 +183,26 @@ def test_rows_of_separate_responses(
     dropped = train(make_config(uneven(make_rows), "dropped", engine="bank", **changes))
     one = train(make_config(make_rows(["é"], 30), "one", engine="bank", **changes))
     assert compare(dropped, one) < 1e-10
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"reference": {"compute": "forward"}}, {"parameters": {"dropout": 0.3}}], ids=str
+)
+def test_rows_one_after_another(
+    changes: Any, make_rows: Any, make_config: Any, compare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they are packed for FlexAttention, here with dense masks: several people's blocks in one row."""
+    kept = Forwards.__init__
+
+    def packing(self: Any, *args: Any, **options: Any) -> None:
+        kept(self, *args, **options)
+        self.packs = True
+
+    changes = {**changes, "dtype": "float64", "engine": "bank"}
+    filled = train(make_config(uneven(make_rows), "filled", **changes))
+    monkeypatch.setattr(Forwards, "__init__", packing)
+    packed = train(make_config(uneven(make_rows), "packed", bank={"batch_tokens": 1024}, **changes))
+    assert compare(packed, filled) < 1e-10
 
 
 def test_step_0_is_exact_where_the_reference_is_in_the_forward(make_rows: Any, make_config: Any, metrics: Any) -> None:

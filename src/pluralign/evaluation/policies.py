@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,17 +87,17 @@ def opened_policies(base: Base, folders: Sequence[Path]) -> Iterator[tuple[Polic
     Yields:
         The policies, and by number why those that could not be loaded were not.
     """
+    failed: dict[int, str] = {}
     if len(folders) == 1:
-        try:
-            with opened_policy(base, folders[0]) as one:
-                yield Policies(one.model, lambda _: nullcontext(), one.base_model), {}
-            return
-        except InputError as error:
-            failed = {0: str(error)}
-        yield Policies(base.model, lambda _: nullcontext(), lambda: _itself(base.model)), failed
+        with ExitStack() as stack:
+            one = Policy(base.model, lambda: _itself(base.model))
+            try:
+                one = stack.enter_context(opened_policy(base, folders[0]))
+            except InputError as error:
+                failed[0] = str(error)
+            yield Policies(one.model, lambda _: nullcontext(), one.base_model), failed
         return
     bank = LoraBank(base, _parameters(folders[0]), len(folders))
-    failed = {}
     for slot, folder in enumerate(folders):
         try:
             bank.load(slot, folder)

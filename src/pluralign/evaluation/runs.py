@@ -18,6 +18,7 @@ from pluralign.models.anchoring import adopt_anchored, anchor_preferences, encod
 from pluralign.models.base import load_base
 from pluralign.models.cache import Cache
 from pluralign.models.layout import choose_layout
+from pluralign.models.matmul import quick_matmul
 from pluralign.preferences import ALL, Preferences, data_hash, load_preferences, people_hashes, split_preferences
 from pluralign.resolve import MADE_WITH, resolve
 from pluralign.storage import check_place
@@ -27,6 +28,7 @@ from pluralign.training.index import read_index
 DATA_HASH = "data_hash"
 
 
+@quick_matmul()
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Evaluate every person of a finished run and write `evaluation.json`.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,7 @@ from pluralign.config import ParametersConfig
 from pluralign.errors import InputError
 from pluralign.models.base import Base
 from pluralign.models.references import require_bare
-from pluralign.storage import read_json, staged_folder, write_json
+from pluralign.storage import json_bytes, read_json, staged_folder
 from pluralign.versions import versions
 
 SCHEMA_VERSION = 1
@@ -46,11 +47,37 @@ def new_adapter(base: Base, parameters: ParametersConfig, *, seed: int) -> PeftM
     Raises:
         InputError: a setting is out of its range, or a target module does not exist.
     """
+    config = _lora_config(base, parameters)
+    # PEFT draws on the CPU whatever the device; seeding that generator alone leaves those of the GPUs as they are.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return _attached(base, config)
+
+
+def adapter_layers(base: Base, parameters: ParametersConfig) -> tuple[LoraConfig, dict[str, tuple[int, int]]]:
+    """What PEFT makes of the parameters: its configuration, and (inputs, outputs) of each adapted layer by name.
+
+    Raises:
+        InputError: a setting is out of its range, or a target module does not exist.
+    """
+    # Without values: nothing is drawn at random.
+    policy = _attached(base, _lora_config(base, parameters), low_cpu_mem_usage=True)
+    layers = {
+        name: (layer.in_features, layer.out_features)
+        for name, layer in policy.get_base_model().named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+    config = policy.peft_config[SLOT]
+    detach_adapter(policy)
+    return config, layers
+
+
+def _lora_config(base: Base, parameters: ParametersConfig) -> LoraConfig:
     require_bare(base.model)
     linear = _linear_layers(base.model)
     _check_parameters(parameters, linear)
     targets = parameters.target_modules
-    config = LoraConfig(
+    return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=parameters.rank,
         lora_alpha=parameters.alpha,
@@ -58,10 +85,10 @@ def new_adapter(base: Base, parameters: ParametersConfig, *, seed: int) -> PeftM
         target_modules=targets if isinstance(targets, str) else list(targets),
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
     )
-    # PEFT draws on the CPU whatever the device; seeding that generator alone leaves those of the GPUs as they are.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        policy = _attach(base, config)
+
+
+def _attached(base: Base, config: LoraConfig, **options: Any) -> PeftModel:
+    policy = _attach(base, config, **options)
     # PEFT notes the folder the model was loaded from; a reader needs the name under which it can be had again.
     policy.peft_config[SLOT].base_model_name_or_path = base.name
     return policy
@@ -136,7 +163,8 @@ def write_adapter(
             **({"made_from": dict(made_from)} if made_from else {}),
             **({"note": note} if note else {}),
         }
-        write_json(staging / INFO_FILE, info)
+        # The whole folder is synced at once when it is staged.
+        (staging / INFO_FILE).write_bytes(json_bytes(info))
 
 
 def initial_factors(sizes: Iterable[tuple[int, int]], rank: int, seed: int) -> list[Tensor]:

@@ -16,6 +16,7 @@ from pluralign.models.cache import Cache
 from pluralign.models.encoding import BRANCHES, Encoder
 from pluralign.models.generation import context_length
 from pluralign.models.layout import choose_layout
+from pluralign.models.matmul import quick_matmul
 from pluralign.models.references import base_responses, keep_logps, reference_logps
 from pluralign.models.rows import Layout
 from pluralign.preferences import load_preferences
@@ -129,6 +130,7 @@ def adopt_anchored(
         keep_logps(base, [row.encoded for row in rows], [row.reference for row in rows], cache, layout=layout)
 
 
+@quick_matmul()
 def anchor(config: AnchorTableConfig) -> Path:
     """Write the anchored table of a configuration: all branches, base responses where the data has none.
 

@@ -8,27 +8,18 @@ and to nothing else: what a batch holds beside a person's rows cannot reach that
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pluralign.config import ParametersConfig
 from pluralign.errors import InputError
-from pluralign.models.adapters import (
-    SLOT,
-    detach_adapter,
-    initial_factors,
-    new_adapter,
-    read_adapter,
-    write_adapter,
-)
+from pluralign.models.adapters import adapter_layers, initial_factors, read_adapter, write_adapter
 from pluralign.models.base import Base
 from pluralign.models.dropout import keep_scale
 from pluralign.models.masks import causal_lm
@@ -80,7 +71,7 @@ class LoraBank:
     Args:
         base: with no adapter attached. Its linear layers compute with the bank until `detach`.
         parameters: of every adapter in the bank.
-        slots: adapters held at a time, at least 1.
+        slots: adapters held at a time, at least 1; or what tells it from the bytes of one.
         trainable: also hold gradients.
 
     Attributes:
@@ -91,17 +82,25 @@ class LoraBank:
         InputError: a setting is out of its range, a target module does not exist, or the head is a target.
     """
 
-    def __init__(self, base: Base, parameters: ParametersConfig, slots: int, *, trainable: bool = False) -> None:
-        self.base, self.slots = base, slots
-        self.config, shapes = adapter_shapes(base, parameters)
+    def __init__(
+        self,
+        base: Base,
+        parameters: ParametersConfig,
+        slots: int | Callable[[int], int],
+        *,
+        trainable: bool = False,
+    ) -> None:
+        self.base = base
+        self.config, shapes = adapter_layers(base, parameters)
         self.rank, self.scale, self.dropout = parameters.rank, parameters.alpha / parameters.rank, parameters.dropout
         self._check_targets(shapes)
         dtype = torch.float64 if base.model.dtype == torch.float64 else torch.float32
         size = self.rank * sum(map(sum, shapes.values()))
-        self.matrix = torch.zeros(slots + 1, size, dtype=dtype, device=base.device)
+        self.bytes_per_slot = size * dtype.itemsize
+        self.slots = slots if isinstance(slots, int) else slots(self.bytes_per_slot)
+        self.matrix = torch.zeros(self.slots + 1, size, dtype=dtype, device=base.device)
         self.grads = torch.zeros_like(self.matrix) if trainable else None
         self.layers = self._views(shapes)
-        self.bytes_per_slot = size * self.matrix.element_size()
         # What every adapted layer's output hangs on in the graph: factors get their gradients past autograd, straight
         # into their slots, and the first layer's input needs none.
         self._switch = torch.zeros((), device=base.device, requires_grad=trainable)
@@ -237,26 +236,6 @@ class LoraBank:
                 f"parameters.target_modules names the head ({named[0]}), which sees responses' tokens only",
                 fix="Leave it out, or train people one after another (engine trainer).",
             )
-
-
-def adapter_shapes(base: Base, parameters: ParametersConfig) -> tuple[LoraConfig, dict[str, tuple[int, int]]]:
-    """What PEFT makes of the parameters: its configuration, and (inputs, outputs) of each adapted layer by name."""
-    template = new_adapter(base, parameters, seed=0)
-    shapes = {
-        name: (layer.in_features, layer.out_features)
-        for name, layer in template.get_base_model().named_modules()
-        if isinstance(layer, LoraLayer)
-    }
-    config = template.peft_config[SLOT]
-    detach_adapter(template)
-    return config, shapes
-
-
-def adapter_bytes(base: Base, parameters: ParametersConfig) -> int:
-    """Bytes of one adapter in training."""
-    _, shapes = adapter_shapes(base, parameters)
-    width = 8 if base.model.dtype == torch.float64 else 4
-    return width * parameters.rank * sum(map(sum, shapes.values()))
 
 
 class _Banked:

@@ -96,7 +96,12 @@ def personal_arguments(
 
 
 def local_device(arguments: TrainingArguments, device: str) -> str:
-    """The device of this process: with several on GPUs, each has its own."""
+    """Where this process loads the base: with several on GPUs, each has its own.
+
+    A model that FSDP is to shard waits in the machine's memory: it may fit no device whole.
+    """
+    if arguments.fsdp:
+        return "cpu"
     if arguments.world_size > 1 and arguments.device.type == "cuda":
         return f"cuda:{arguments.local_process_index}"
     return device

@@ -115,10 +115,14 @@ def connected() -> Iterator[None]:
     try:
         _check_address(address)
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         where = f"RAY_ADDRESS {address}" if address else "engine ray"
         first = str(error).strip().partition("\n")[0]
-        raise InputError(f"Ray cannot be reached ({first})", where=where, fix="Is the cluster running?") from None
+        raise InputError(
+            f"Ray cannot be reached ({first})",
+            where=where,
+            fix="Is the cluster running? For one that asks for a token set RAY_AUTH_MODE=token.",
+        ) from None
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ from pluralign.errors import InputError
 from pluralign.models.anchoring import anchor_preferences, warn_of_losses
 from pluralign.models.base import load_base
 from pluralign.models.encoding import Encoder
+from pluralign.models.matmul import quick_matmul
 from pluralign.objectives import Objective
 from pluralign.preferences import data_hash, load_preferences, split_preferences
 from pluralign.training.arguments import training_arguments
@@ -68,7 +69,7 @@ def train(config: TrainConfig) -> TrainResult:
     objective = Objective(config.loss, config.anchor)
     _check(config)
     folder = RunFolder(config.output_dir)
-    with full_disk_explained(folder.path):
+    with quick_matmul(), full_disk_explained(folder.path):
         return _Run(config, objective, folder).train()
 
 
@@ -112,13 +113,14 @@ class _Run:
         growth = plan_growth(config, self.folder, record, census, data_hash=digest, standing=standing)
         del preferences, training, held_out
         works = bool(growth.people) or standing is not Standing.SAME or self.folder.unfinished() is not None
-        with connected() if works and config.engine == "ray" else contextlib.nullcontext():
+        on_cluster = works and config.engine == "ray"
+        with connected() if on_cluster else contextlib.nullcontext():
             # Only now: what is refused leaves the folder to the corrected command.
             self._wait()
             if works and self.arguments.should_save:
                 self.folder.begin(config, growth.work, base_fingerprint=worker.base.fingerprint, standing=standing)
             self._wait()
-            self._train_people(census, growth, record)
+            self._train_people(census, growth, record, on_cluster=on_cluster)
         skipped = {**census.skipped, **record.skipped}
         if self.arguments.should_save:
             if works or not self.folder.evaluation.exists():
@@ -126,7 +128,7 @@ class _Run:
             self.folder.end(config, digest)
         return TrainResult(self.folder.path, record.finished, skipped, growth.changed, growth.absent)
 
-    def _train_people(self, census: Census, growth: Growth, record: Record) -> None:
+    def _train_people(self, census: Census, growth: Growth, record: Record, *, on_cluster: bool) -> None:
         people = {person.user: person for person in census.people}
         order, users = list(people), [person.user for person in growth.people]
         sizes = [len(person.train) for person in growth.people]
@@ -136,7 +138,7 @@ class _Run:
         if self.arguments.should_save:
             warn_of_losses(census.problems, census.cuts)
             growth.warn()
-        if self.config.engine == "ray":
+        if on_cluster:
             train_on_cluster(self.worker, people, users, sizes, record, growth.work.update)
         else:
             self._train_here(people, users, sizes, record)

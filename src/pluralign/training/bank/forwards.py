@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from pluralign.models.bank import NONE, LoraBank
+from pluralign.models.flex import BLOCK, pack
 from pluralign.models.logprobs import branch_logps
+from pluralign.models.masks import FLEX, attention_kernel, causal_lm
 from pluralign.models.rows import examples_of
 from pluralign.models.scoring import BATCH_TOKENS, MOST_BATCH_TOKENS
 from pluralign.objectives import Losses, Objective
@@ -63,6 +65,8 @@ class Forwards:
         self.device = bank.base.device
         self.tokens = tokens or BATCH_TOKENS.get(self.device.type, MOST_BATCH_TOKENS)
         self.autocast = autocast
+        # FlexAttention leaves out what it does not see: rows stand one after another instead of being filled up.
+        self.packs = collator.layout == "shared" and attention_kernel(causal_lm(bank.base.model)) == FLEX
         self.means = SlotMeans(bank.slots, self.device)
 
     def units(self, slot: int, batches: Sequence[Sequence[Example]], *, seed: int, step: int) -> list[Unit]:
@@ -139,6 +143,8 @@ class Forwards:
         # The base's rows stand behind everybody's.
         batch = self.collator([*examples, *examples] if self.from_forward else examples)
         batch["responses"] = batch["responses"].to(self.device)
+        if self.packs:
+            batch["responses"] = pack(batch["responses"], self.tokens, pad_id=self.collator.pad_id)
         batch["reference"] = {name: value.to(self.device) for name, value in batch["reference"].items()}
         batch["weight"] = batch["weight"][: len(examples)].to(self.device)
         return batch
@@ -148,13 +154,17 @@ class Forwards:
         keys = [key for unit in units for key in unit.keys]
         if self.from_forward:
             slots, keys = slots + [NONE] * len(slots), keys + keys
-        example = examples_of(batch["responses"])
+        # One more for positions that nobody's row fills.
+        slot = torch.tensor([*slots, NONE], device=self.device)
+        row_ids = batch["responses"].row_ids
+        example = examples_of(batch["responses"]) if row_ids is None else row_ids.flatten()[::BLOCK]
         row_keys = None
         if training and self.bank.dropout > 0:
-            # Which row of its example each is: rows of one example drop on their own.
-            place = torch.arange(len(example), device=self.device) - torch.searchsorted(example, example)
-            row_keys = torch.tensor(keys, device=self.device)[example] + place
-        return self.bank.rows(torch.tensor(slots, device=self.device)[example], keys=row_keys)
+            # Rows (or blocks) of one example drop each on their own.
+            own = example[:, None] == example
+            place = own.tril(-1).sum(dim=1)
+            row_keys = torch.tensor([*keys, 0], device=self.device)[example] + place
+        return self.bank.rows(slot[example], keys=row_keys)
 
     def _pack(self, units: Sequence[Unit]) -> Iterator[list[Unit]]:
         """Units of like length together, as many as the budget of tokens allows."""

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from pluralign.config import TrainConfig
 from pluralign.errors import PersonError
-from pluralign.models.bank import LoraBank, adapter_bytes
+from pluralign.models.bank import LoraBank
 from pluralign.models.base import Base
 from pluralign.models.rows import Layout
 from pluralign.objectives import Objective
@@ -105,10 +105,13 @@ class BankPopulation:
     # ---- beginning and end ----
 
     def _open(self, people: int) -> None:
-        size = adapter_bytes(self.base, self.config.parameters)
         kept = self._snapshot.slots if self._snapshot else 0
-        slots = kept or choose_slots(self.config, people, size, self.base.device)
-        self.bank = LoraBank(self.base, self.config.parameters, slots, trainable=True)
+        self.bank = LoraBank(
+            self.base,
+            self.config.parameters,
+            kept or (lambda size: choose_slots(self.config, people, size, self.base.device)),
+            trainable=True,
+        )
         self._trackers = shared_trackers(self.arguments, self.folder.path)
         model = self.base.model
         collator = PreferenceCollator(
