@@ -17,6 +17,8 @@ import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from pluralign.models.base import Base, base_of
@@ -93,6 +95,33 @@ def make_base(byte_tokenizer: Any) -> Callable[..., Base]:
 @pytest.fixture
 def tiny_base(make_base: Callable[..., Base]) -> Base:
     return make_base()
+
+
+class Quantized(nn.Linear):
+    """As a layer of bitsandbytes: whole numbers for a weight, and a precision that it computes in."""
+
+    def __init__(self, plain: nn.Linear, compute_dtype: torch.dtype | None) -> None:
+        super().__init__(plain.in_features, plain.out_features, bias=False, device="meta")
+        self.scale = plain.weight.detach().abs().amax().float() / 7
+        self.weight = nn.Parameter((plain.weight.detach() / self.scale).round().to(torch.int8), requires_grad=False)
+        self.compute_dtype = compute_dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = (self.weight * self.scale).to(self.compute_dtype)
+        return functional.linear(x.to(self.compute_dtype), weight).to(x.dtype)
+
+
+@pytest.fixture
+def quantize() -> Callable[..., None]:
+    """A function of a model that puts stand-ins for quantized layers in the place of its linear ones, but the head."""
+
+    def replace(model: Any, compute_dtype: torch.dtype | None = torch.float32) -> None:
+        for name, layer in list(model.named_modules()):
+            if type(layer) is nn.Linear and layer is not model.get_output_embeddings():
+                model.set_submodule(name, Quantized(layer, compute_dtype))
+        model.is_loaded_in_4bit = True
+
+    return replace
 
 
 @pytest.fixture

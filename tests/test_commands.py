@@ -81,8 +81,12 @@ def test_generate_puts_base_and_person_side_by_side(run, tmp_path, capsys):
     assert "formal-000" in capsys.readouterr().out
     (answer,) = [json.loads(line) for line in output.read_text().splitlines()]
     assert answer["base"] and list(answer["people"]) == ["formal-000"]
-    assert main(["generate", "--run", str(run), "--prompts", question, "--users", "nobody"]) == 2
-    assert "no adapter of 'nobody'" in capsys.readouterr().err
+    several = [*command[:-4], "--users", "terse-002, formal-000", "--output", str(output)]
+    assert main([*several, "--generation.max_new_tokens", "4"]) == 0
+    assert list(json.loads(output.read_text().splitlines()[0])["people"]) == ["terse-002", "formal-000"]
+    for typed in ("formal-00", "terse-002,formal-00"):
+        assert main(["generate", "--run", str(run), "--prompts", question, "--users", typed]) == 2
+        assert "nobody has the id 'formal-00'. Did you mean 'formal-000'" in capsys.readouterr().err
     assert main(["generate", "--run", str(tmp_path), "--prompts", question]) == 2
     assert "Give the output folder of `pluralign train`" in capsys.readouterr().err
     assert main(["generate", "--run", str(run), "--prompts", "word " * 600, "--users", "formal-000"]) == 0

@@ -96,6 +96,36 @@ def test_what_is_wrong_is_named(given, named):
         resolve(TrainConfig, given)
 
 
+@pytest.mark.parametrize("word", ["no", "NO", "on", "yes", "2020-01-01"])
+def test_words_of_yaml_that_are_words_of_people_too(word, tmp_path):
+    """`no` is a strategy of the trainer and may be somebody's id; true and false have words of their own."""
+    file = tmp_path / "run.yaml"
+    text = f"update: [{word}, b]\ntraining: {{extra_arguments: {{logging_strategy: {word}, tf32: true}}}}\n"
+    file.write_text(text)
+    config = resolve(TrainConfig, file)
+    assert config.update == [word, "b"]
+    assert config.training.extra_arguments == {"logging_strategy": word, "tf32": True}
+    extra = "--training.extra_arguments"
+    for arguments in (
+        ["--config", str(file)],
+        ["--update", f"[{word}, b]", extra, f"{{logging_strategy: {word}, tf32: true}}"],
+        ["--update", f"[{word}, b]", f"{extra}.logging_strategy={word}", f"{extra}.tf32=true"],
+    ):
+        assert parse(TrainConfig, arguments, prog="pluralign train") == config
+    (tmp_path / "again.yaml").write_text(as_yaml(config))
+    assert resolve(TrainConfig, tmp_path / "again.yaml") == config
+
+
+def test_switches_and_numbers_of_yaml(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "overwrite: yes\ntraining: {bf16: no, save_strategy: no, learning_rate: 1e-4, warmup_steps: 1E+1}\n"
+    )
+    config = resolve(TrainConfig, file)
+    assert (config.overwrite, config.training.bf16, config.training.save_strategy) == (True, False, "no")
+    assert (config.training.learning_rate, config.training.warmup_steps) == (1e-4, 10.0)
+
+
 def test_files_that_are_no_configuration(tmp_path):
     (tmp_path / "bad.yaml").write_text("metod: dpo\n")
     with pytest.raises(InputError, match=r"bad\.yaml.*Did you mean 'method'"):

@@ -83,7 +83,9 @@ def trl(side: Side, job: Job, out: Path) -> float:
     from trl import DPOConfig, DPOTrainer
 
     disable_progress_bars()
-    model = AutoModelForCausalLM.from_pretrained(job.folder, attn_implementation=side.attention)
+    model = AutoModelForCausalLM.from_pretrained(
+        job.folder, attn_implementation=side.attention, dtype=getattr(torch, job.dtype)
+    )
     tokenizer = AutoTokenizer.from_pretrained(job.folder)
     people: dict[str, list[dict[str, Any]]] = {}
     for row in inputs.rows_of(job.table):
@@ -120,6 +122,7 @@ def _configuration(side: Side, job: Job, out: Path) -> dict[str, Any]:
     return {
         "model": str(job.folder),
         "method": "dpo",
+        "dtype": job.dtype,
         "device": "cpu",
         "output_dir": str(out / "run"),
         "cache_dir": str(out / "cache"),

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from pluralign.config import EvaluateConfig, TrainConfig
     from pluralign.evaluation import Evaluation
     from pluralign.training import TrainResult
+    from pluralign.training.planning import Plan
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "train"]
+__all__ = ["__version__", "evaluate", "plan", "train"]
 
 
 def train(config: TrainConfig | dict[str, Any] | str | Path) -> TrainResult:
@@ -32,6 +33,22 @@ def train(config: TrainConfig | dict[str, Any] | str | Path) -> TrainResult:
     from pluralign.config import TrainConfig
     from pluralign.resolve import resolve
     from pluralign.training import train as run
+
+    return run(resolve(TrainConfig, config))
+
+
+def plan(config: TrainConfig | dict[str, Any] | str | Path) -> Plan:
+    """Find out what `train` would take, on this machine from here on: time, memory, disk.
+
+    Args:
+        config: as for `train`. A small part of the run is made in a temporary folder.
+
+    Raises:
+        InputError: as in `train`.
+    """
+    from pluralign.config import TrainConfig
+    from pluralign.resolve import resolve
+    from pluralign.training.planning import plan as run
 
     return run(resolve(TrainConfig, config))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pluralign.config import GenerateConfig, ModelConfig, TrainConfig
 from pluralign.errors import InputError
-from pluralign.preferences import Preference, Text, read_prompts, shown
+from pluralign.preferences import Preference, Text, named_people, read_prompts, shown
 from pluralign.resolve import resolve
 from pluralign.storage import check_place, write_text
 
@@ -128,13 +128,8 @@ def _base_of(trained: TrainConfig, device: str) -> ModelConfig:
 def _chosen_people(run: Path, trained: TrainConfig, users: str | list[str] | None) -> dict[str, Path]:
     from pluralign.evaluation.runs import adapters_of
 
-    chosen = [users] if isinstance(users, str) else users
     folders, _ = adapters_of(run, trained)
-    unknown = [user for user in chosen or () if user not in folders]
-    if unknown:
-        known = ", ".join(repr(shown(user)) for user in list(folders)[:10])
-        raise InputError(f"no adapter of {shown(unknown[0])!r}", where=str(run), fix=f"There are {known}.")
-    return folders if chosen is None else {user: folders[user] for user in chosen}
+    return folders if users is None else {user: folders[user] for user in named_people(users, folders, where=str(run))}
 
 
 def _as_turn(row: Preference, base: Base, *, plain: bool) -> Preference:

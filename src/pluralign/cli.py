@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -92,6 +93,8 @@ def anchor(config: AnchorTableConfig) -> int:
 
 def train(config: TrainConfig) -> int:
     """Train one adapter a person from a table of preferences, and measure what each cost."""
+    if config.plan:
+        return _plan(config)
     from pluralign.evaluation import read_evaluation
     from pluralign.training import train as run
 
@@ -270,6 +273,20 @@ def _help() -> str:
     lines += [f"  {name:<{width}}  {(command.run.__doc__ or '').strip()}" for name, command in COMMANDS.items()]
     lines += ["", "`pluralign COMMAND --help` explains every key; `--print_config` prints them all as YAML."]
     return "\n".join(lines)
+
+
+def _plan(config: TrainConfig) -> int:
+    """Say what a run will take."""
+    if os.environ.get("RANK", "0") != "0":
+        return DONE
+    import psutil  # type: ignore[import-untyped]
+
+    from pluralign.training.planning import plan
+
+    # What this process has done so far, the run's does too.
+    made = plan(config, before=time.time() - psutil.Process().create_time())
+    _show(made.table())
+    return DONE
 
 
 def _close(result: TrainResult) -> int:

@@ -228,6 +228,8 @@ class ModelConfig:
     """Revision of a hub model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """Type of the base's weights; `auto` is the one they were saved in."""
+    quantization: Literal["none", "4bit"] = "none"
+    """`4bit` holds the base's linear layers in 4 bits (NF4 by bitsandbytes, on a GPU), under adapters as they are."""
     attn_implementation: str | None = None
     """Attention kernel, as in transformers; the model's own choice by default."""
     device: str = "auto"
@@ -275,6 +277,8 @@ class TrainConfig(ModelConfig):
     on the workers of a Ray cluster."""
     bank: BankConfig = field(default_factory=BankConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    plan: bool = False
+    """Print what the run will take, and stop: nothing is written to output_dir."""
 
 
 @dataclass
@@ -301,7 +305,7 @@ class GenerateConfig:
     prompts: str | list[str] = field(default_factory=list)
     """Prompts, or files of them (a table with a `prompt` column, or `.txt` with one a line)."""
     users: str | list[str] | None = None
-    """Whose adapters answer, one or a list; everybody's by default."""
+    """Whose adapters answer: an id, several with commas between, or a list; everybody's by default."""
     plain: bool = False
     """Take text prompts as they are; without it they are one user turn of the chat template, where there is one."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -19,6 +20,21 @@ MADE_WITH = "made_with"
 PRINT_CONFIG = "--print_config"
 
 C = TypeVar("C")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 where 1.1 surprises: `no`, `on` and dates are text (a person may be called `no`), `1e-5` is a number."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if not tag.endswith((":bool", ":timestamp"))]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern, _first in (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("float", r"^[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$", "-+0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
 
 
 def resolve(cls: type[C], given: C | dict[str, Any] | str | Path) -> C:
@@ -72,7 +88,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         InputError: the file is missing, is not YAML or holds something else.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = _load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError("there is no such file", where=str(path)) from None
     except OSError as error:
@@ -84,6 +100,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         found = "is empty" if values is None else f"holds a {type(values).__name__}, not a mapping of keys to values"
         raise InputError(found, where=str(path), fix="`--print_config` prints all keys as YAML.")
     return {str(key): value for key, value in values.items() if key != MADE_WITH}
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 def preset(method: str) -> dict[str, Any]:
@@ -121,10 +141,14 @@ def flat(values: Mapping[str, Any], leaves: Collection[str] = (), prefix: str = 
 
 
 def _parser(cls: type[Any], *, prog: str, method: str | None) -> Any:
-    from jsonargparse import ArgumentParser, set_parsing_settings
+    from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=(cls.__doc__ or "").strip(), exit_on_error=False)
+    # Values are read as in files; under a name of our own, so that other parsers in the process keep theirs.
+    set_loader("pluralign", _load, exceptions=(yaml.YAMLError,))
+    parser = ArgumentParser(
+        prog=prog, description=(cls.__doc__ or "").strip(), exit_on_error=False, parser_mode="pluralign"
+    )
     parser.add_argument("--config", metavar="FILE", help="A YAML file with any of the keys below; may be given again.")
     parser.add_argument(PRINT_CONFIG, action="store_true", help="Print all keys with their values as YAML, and stop.")
     parser.add_class_arguments(cls, None, as_group=False)

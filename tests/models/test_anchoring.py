@@ -164,10 +164,12 @@ def test_the_loader_of_preferences_reads_it_like_any_table(tiny_base: Base, tmp_
 def test_a_table_of_another_base_dtype_or_limit_is_refused(make_base: Callable[..., Base], tmp_path: Path) -> None:
     base, path = make_base(), tmp_path / "table.parquet"
     write_anchored(path, anchored(base, TEXTS, tmp_path / "cache"), base, encoder=encoder_of(base))
-    other = make_base(seed=1)
+    other, quantized = make_base(seed=1), make_base()
+    quantized.model.is_loaded_in_4bit = True
     for reader, encoder, message in (
         (other, encoder_of(other), f"base_fingerprint '{base.fingerprint}'.*Compute them again"),
         (replace(base, tokenizer_fingerprint="x"), encoder_of(base), "tokenizer_fingerprint"),
+        (quantized, encoder_of(quantized), "quantization 'none', and here it is '4bit'"),
         (base, encoder_of(base, max_response_length=8), "max_response_length 32, and here it is 8"),
         (base, encoder_of(base, chat_template="always"), "chat_template 'messages'"),
     ):
@@ -184,6 +186,23 @@ def test_a_table_of_another_base_dtype_or_limit_is_refused(make_base: Callable[.
     half = replace(base, model=base.model.bfloat16())
     with pytest.raises(InputError, match="dtype 'float32', and here it is 'bfloat16'"):
         read_anchored(path, base=half, encoder=encoder_of(base))
+
+
+def test_a_table_of_an_older_version_is_of_a_base_that_is_not_quantized(
+    make_base: Callable[..., Base], tmp_path: Path
+) -> None:
+    base, path = make_base(), tmp_path / "table.parquet"
+    rows = anchored(base, TEXTS, tmp_path / "cache")
+    write_anchored(path, rows, base, encoder=encoder_of(base))
+    table = pyarrow.parquet.read_table(path)
+    facts = json.loads(table.schema.metadata[b"pluralign"])
+    assert facts.pop("quantization") == "none"
+    pyarrow.parquet.write_table(table.replace_schema_metadata({b"pluralign": json.dumps(facts)}), path)
+    found = read_anchored(path, base=base, encoder=encoder_of(base))
+    assert [row.reference for row in found] == [row.reference for row in rows]
+    base.model.is_loaded_in_4bit = True
+    with pytest.raises(InputError, match="quantization 'none', and here it is '4bit'"):
+        read_anchored(path, base=base, encoder=encoder_of(base))
 
 
 def test_an_adopted_table_stands_in_for_the_cache(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,23 @@ def test_values_depend_on_base_dtype_and_layout(
         assert forwards
         # The layout changes rounding at most, a dtype more, another base everything.
         assert (found == first) <= (layout == "separate")
+
+
+def test_values_depend_on_how_products_are_rounded(
+    tiny_base: Base, encoded: list[Encoded], tmp_path: Path, count_forwards: Callable[[Any], list[int]]
+) -> None:
+    """What is as PyTorch comes has no fact of its own: caches from before there was one stay valid."""
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    forwards = count_forwards(tiny_base.model)
+    for precision in ("none", "bf16", "none", "bf16"):
+        before, settings.fp32_precision = settings.fp32_precision, precision
+        try:
+            reference_logps(tiny_base, encoded, Cache(tmp_path), layout="shared")
+        finally:
+            settings.fp32_precision = before
+    assert forwards == [3, 3]
+    facts = [json.loads(path.read_text()) for path in tmp_path.glob("reference_logps/*/facts.json")]
+    assert sorted(one.get("matmul", "") for one in facts) == ["", "bf16"]
 
 
 def test_a_damaged_value_is_computed_again(tiny_base: Base, encoded: list[Encoded], tmp_path: Path) -> None:

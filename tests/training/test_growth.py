@@ -169,6 +169,60 @@ def test_another_configuration_is_another_run_and_so_is_an_unfinished_ones_table
     assert list(train(grown).adapters) == ["a", "b", "c"]
 
 
+def test_a_finished_population_grows_with_another_engine(make_rows: Any, make_config: Any, weights: Any) -> None:
+    whole = train(make_config(make_rows(["a", "b", "c"]), "whole", engine="trainer"))
+    run = train(make_config(make_rows(["a", "b"]), engine="trainer")).output_dir
+    before = files_of(run)
+    # Nothing to do, and nothing done.
+    train(make_config(make_rows(["a", "b"]), engine="bank", bank={"slots": 1}))
+    assert {path: kept for path, kept in files_of(run).items() if path.name != "index.json"} == {
+        path: kept for path, kept in before.items() if path.name != "index.json"
+    }
+    grown = train(make_config(make_rows(["a", "b", "c"]), engine="bank", bank={"slots": 1, "batch_tokens": 64}))
+    torch.testing.assert_close(weights(grown.adapters["c"]), weights(whole.adapters["c"]), rtol=1e-4, atol=1e-6)
+    adapters = [path for path in before if path.parent.parent.name == "adapters"]
+    assert {path: files_of(run)[path] for path in adapters} == {path: before[path] for path in adapters}
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    assert (written["engine"], written["bank"]) == ("bank", {"slots": 1, "batch_tokens": 64})
+
+
+def test_what_is_begun_goes_on_with_its_engine(
+    make_rows: Any, make_config: Any, monkeypatch: pytest.MonkeyPatch, weights: Any
+) -> None:
+    """A first run, and the growth of one that another engine has made."""
+    kept = PreferenceTrainer._save_checkpoint
+
+    def stop(self: Any, *args: Any) -> None:
+        kept(self, *args)
+        raise KeyboardInterrupt
+
+    def killed(config: Any) -> None:
+        monkeypatch.setattr(PreferenceTrainer, "_save_checkpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+        monkeypatch.undo()
+
+    def refused(config: Any, message: str) -> None:
+        before = files_of(Path(config.output_dir))
+        with pytest.raises(InputError, match=message):
+            train(config)
+        assert files_of(Path(config.output_dir)) == before
+
+    first, grown = make_rows(["a", "b"]), make_rows(["a", "b", "c"])
+    killed(make_config(first, engine="trainer"))
+    message = "the run is not finished, and was begun with engine trainer. .*engine may be another once it is finished"
+    refused(make_config(first, engine="bank"), message)
+    refused(make_config(first, engine="trainer", bank={"slots": 3}), "begun with bank.slots of its own choice")
+    run = train(make_config(first, engine="trainer")).output_dir
+    train(make_config(first, engine="bank", update="a"))
+    killed(make_config(grown, engine="trainer"))
+    refused(make_config(grown, engine="bank"), message)
+    whole = train(make_config(grown, "whole", engine="trainer"))
+    ended = train(make_config(grown, engine="trainer"))
+    assert ended.output_dir == run
+    torch.testing.assert_close(weights(ended.adapters["c"]), weights(whole.adapters["c"]), rtol=1e-4, atol=1e-6)
+
+
 def test_a_failed_update_leaves_the_adapter_that_was_there(
     make_rows: Any, make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

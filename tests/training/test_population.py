@@ -144,6 +144,8 @@ def test_full_fine_tuning(make_rows: Any, make_config: Any) -> None:
         ({"training": {"extra_arguments": {"learning_rate": 3}}}, "Set training.learning_rate"),
         ({"training": {"extra_arguments": {"push_to_hub": True}}}, "nothing is published"),
         ({"training": {"extra_arguments": {"train_sampling_strategy": "group_by_length"}}}, "train_sampling_strategy"),
+        ({"training": {"extra_arguments": {"tf32": "no"}}}, "'tf32'.*the text 'no'. It must be true or false"),
+        ({"training": {"extra_arguments": {"logging_strategy": False}}}, "refuses.*IntervalStrategy"),
         ({"training": {"lr_scheduler_type": "sideways"}}, "refuses"),
         ({"training": {"per_device_train_batch_size": 0}}, "at least 1"),
         ({"training": {"early_stopping_patience": 1, "eval_strategy": "no"}}, "eval_strategy"),

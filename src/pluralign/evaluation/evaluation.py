@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ def evaluate_people(
     skipped: Mapping[str, str] | None = None,
     world: World | None = None,
     only: Collection[str] | None = None,
+    done: Callable[[str], None] = lambda part: None,
 ) -> Evaluation:
     """Measure every person's policy against the base.
 
@@ -70,6 +71,8 @@ def evaluate_people(
         skipped: people without an adapter, with the reason; they are reported.
         world: judges answers to its prompts; by default the one that `settings.probes` names, if any.
         only: whose policies are measured, on others' pairs too; by default everybody's.
+        done: told the name of every part when it is done: `base`, then, some people at a time, `adapters`, `scores`,
+            `drift` and `answers`.
 
     Returns:
         The evaluation, not yet written. A person whose adapter cannot be loaded is in `skipped`; the others go on.
@@ -96,6 +99,7 @@ def evaluate_people(
         people=people,
         measured={name: one for name, one in people.items() if name in asked},
         cross=cross_plan(pairs, limit=settings.cross_table, seed=seed, only=asked),
+        done=done,
     )
     results, failed = run.measure()
     reasons = {
@@ -123,6 +127,7 @@ class _Run:
         answers: prompt -> the base's answer.
         own_words: person -> prompts with what the base says to them.
         base_scores: log-prob of every probe's options under the base.
+        done: told what is done.
     """
 
     base: Base
@@ -137,6 +142,7 @@ class _Run:
     people: dict[str, Person]
     measured: dict[str, Person]
     cross: dict[str, list[str]]
+    done: Callable[[str], None]
     answers: dict[Ids, Generated] = field(init=False)
     own_words: dict[str, list[Request]] = field(init=False)
     base_scores: dict[Request, float] = field(init=False)
@@ -146,6 +152,7 @@ class _Run:
         self.answers = self._base_answers()
         self.own_words = self._base_rows()
         self.base_scores = self._base_probe_scores()
+        self.done("base")
         by_folder: dict[Path, list[Person]] = {}
         for person in self.measured.values():
             by_folder.setdefault(person.folder, []).append(person)
@@ -156,6 +163,7 @@ class _Run:
             task = progress.add_task("evaluating", total=len(self.measured))
             for folders in of_one_shape(by_folder):
                 with opened_policies(self.base, folders) as (policies, broken):
+                    self.done("adapters")
                     served = {number: by_folder[folder] for number, folder in enumerate(folders)}
                     for number, reason in broken.items():
                         failed |= {person.id: reason for person in served.pop(number)}
@@ -222,12 +230,15 @@ class _Run:
             self.forward,
             policies.rows_of,
         )
+        self.done("scores")
         own_words = {
             number: {request: None for person in sharing for request in self.own_words[person.id]}
             for number, sharing in served.items()
         }
         drifts = drift(policies.model, own_words, logits, self.forward, policies.rows_of)
+        self.done("drift")
         answers = self._answers(policies, served)
+        self.done("answers")
         return {
             person.id: {
                 "adapter": person.folder.name,

@@ -159,6 +159,7 @@ def write_adapter(
             "user": user,
             "base": base.name,
             "base_fingerprint": base.fingerprint,
+            **({"quantization": base.quantization} if base.quantization != "none" else {}),
             "versions": versions(),
             **({"made_from": dict(made_from)} if made_from else {}),
             **({"note": note} if note else {}),

@@ -21,6 +21,8 @@ SCHEMA_VERSION = 1
 METADATA_KEY = b"pluralign"
 REFERENCES = {name: f"ref_{name}_logps" for name in BRANCHES}
 """Branch -> column of its reference log-prob."""
+_EARLIER = {"quantization": "none"}
+"""What holds where a table of an older version says nothing."""
 _OWN_COLUMNS = ("prompt", "chosen", "rejected", "base", "base_finished", "user", "group", *REFERENCES.values())
 
 
@@ -102,9 +104,10 @@ def read_anchored(path: Path | str, *, base: Base, encoder: Encoder) -> list[Anc
         raise InputError("the file is no anchored table", where=str(path), fix="Make one: pluralign anchor.")
     for name, value in _source(base, encoder).items():
         # The name is for the reader: the same model may be known by another.
-        if name != "base" and facts.get(name) != value:
+        found = facts.get(name, _EARLIER.get(name))
+        if name != "base" and found != value:
             raise InputError(
-                f"the reference log-probs were computed with {name} {facts.get(name)!r}, and here it is {value!r}",
+                f"the reference log-probs were computed with {name} {found!r}, and here it is {value!r}",
                 where=str(path),
                 fix="Compute them again: pluralign anchor with this file as data and a new output.",
             )
@@ -124,6 +127,7 @@ def _source(base: Base, encoder: Encoder) -> dict[str, Any]:
         "base_fingerprint": base.fingerprint,
         "tokenizer_fingerprint": base.tokenizer_fingerprint,
         "dtype": str(base.model.dtype).removeprefix("torch."),
+        "quantization": base.quantization,
         "max_prompt_length": encoder.max_prompt_length,
         "max_response_length": encoder.max_response_length,
         "context_length": encoder.context_length,

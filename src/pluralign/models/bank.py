@@ -8,8 +8,9 @@ and to nothing else: what a batch holds beside a person's rows cannot reach that
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,16 @@ class Layer:
     grad_down: Tensor | None
     grad_up: Tensor | None
     number: int
+    _cast: dict[torch.dtype, Tensor] = field(default_factory=dict)
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """The base's own weights in a dtype; on a CPU converted once, where autocast would in every forward."""
+        own: Tensor = self.module.weight
+        if own.dtype == dtype or own.device.type != "cpu":
+            return own.to(dtype)
+        if dtype not in self._cast:
+            self._cast[dtype] = own.to(dtype)
+        return self._cast[dtype]
 
 
 @dataclass(slots=True)
@@ -116,8 +127,7 @@ class LoraBank:
         with torch.no_grad():
             self.matrix[slot].zero_()
             for layer, factor in zip(self.layers, initial_factors(self._sizes(), self.rank, seed), strict=True):
-                # PEFT rounds what it draws to the base's precision.
-                layer.down[slot] = factor.to(self.base.model.dtype).to(self.matrix.dtype)
+                layer.down[slot] = factor.to(_precision(layer.module)).to(self.matrix.dtype)
         self._clear(slot)
 
     def load(self, slot: int, folder: Path | str) -> None:
@@ -178,7 +188,8 @@ class LoraBank:
             yield
             return
         index = torch.where(slots == NONE, self.slots, slots).to(self.base.device)
-        self._rows = _Rows(index, keys if self.dropout else None)
+        keys = keys if self.dropout else None
+        self._rows = _Rows(index if keys is not None else _joined(index), keys)
         try:
             yield
         finally:
@@ -238,6 +249,13 @@ class LoraBank:
             )
 
 
+def _joined(slots: Tensor) -> Tensor:
+    """The same slots for fewer and longer rows, where neighbours of one person make equal runs: less to gather."""
+    owners, counts = slots.unique_consecutive(return_counts=True)
+    run = math.gcd(*counts.tolist())
+    return owners.repeat_interleave(counts // run)
+
+
 class _Banked:
     """A linear layer's forward while a bank is attached; without rows it is the layer's own."""
 
@@ -277,7 +295,7 @@ class _LoraLinear(torch.autograd.Function):
             own = layer.module.weight.dtype if mixed is None else mixed
             if output is None:
                 bias = layer.module.bias
-                y = functional.linear(x.to(own), layer.module.weight.to(own), None if bias is None else bias.to(own))
+                y = functional.linear(x.to(own), layer.weight(own), None if bias is None else bias.to(own))
             else:
                 y = output.clone()
             count = len(rows.slots)
@@ -308,16 +326,8 @@ class _LoraLinear(torch.autograd.Function):
             _add_rows(layer.grad_down, rows.slots, torch.bmm(grad_narrow.transpose(1, 2), seen))
         if not ctx.needs_input_grad[0]:
             return None, (None if ctx.fused else grad), None, None, None, None
-        if ctx.fused:
-            own_grad = grad.to(ctx.own) @ layer.module.weight.to(ctx.own)
-        else:
-            own_grad = torch.zeros(ctx.shape, dtype=inner.dtype, device=inner.device)
-        through = own_grad.view(count, -1, own_grad.shape[-1])
-        if kept is None:
-            _add_product(through, grad_narrow, down)
-        else:
-            through.add_(torch.bmm(grad_narrow, down).mul_(kept))
-        grad_x = own_grad.view(ctx.shape).to(ctx.input_dtype)
+        own_grad = (grad.to(ctx.own) @ layer.weight(ctx.own)).view(inner.shape) if ctx.fused else None
+        grad_x = _input_grad(own_grad, grad_narrow, down, kept).view(ctx.shape).to(ctx.input_dtype)
         return grad_x, (None if ctx.fused else grad), None, None, None, None
 
 
@@ -326,6 +336,17 @@ def _keep(inner: Tensor, layer: Layer, rows: _Rows, bank: LoraBank) -> Tensor | 
     if rows.keys is None:
         return None
     return keep_scale(rows.keys, layer.number, inner.shape[1:], bank.dropout).to(inner.dtype)
+
+
+def _input_grad(own: Tensor | None, grad_narrow: Tensor, down: Tensor, kept: Tensor | None) -> Tensor:
+    """What goes back to the inputs, [R, T, in]: the adapters' part, and the layer's own where autograd has it not."""
+    if own is not None and kept is None:
+        _add_product(own, grad_narrow, down)
+        return own
+    part = torch.bmm(grad_narrow, down)
+    if kept is not None:
+        part.mul_(kept)
+    return part if own is None else own.add_(part)
 
 
 def _add_product(to: Tensor, left: Tensor, right: Tensor) -> None:
@@ -343,6 +364,12 @@ def _add_rows(to: Tensor, slots: Tensor, rows: Tensor) -> None:
         to.index_put_((slots,), rows.to(to.dtype), accumulate=True)
     else:
         to.index_add_(0, slots, rows.to(to.dtype))
+
+
+def _precision(module: Any) -> torch.dtype:
+    """What PEFT rounds an adapter's initial values to: the precision that the layer computes in, where it has one."""
+    dtype = getattr(module, "compute_dtype", None) or module.weight.dtype
+    return dtype if dtype.is_floating_point else torch.float32
 
 
 def _keys(layer: str) -> tuple[str, str]:

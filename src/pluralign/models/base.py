@@ -14,8 +14,8 @@ import torch
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import is_bitsandbytes_available, logging
 
 from pluralign.config import ModelConfig
 from pluralign.errors import InputError
@@ -55,6 +55,11 @@ class Base:
         """Where the model is."""
         return torch.device(self.model.device)
 
+    @property
+    def quantization(self) -> str:
+        """As in `ModelConfig`: `4bit` where the linear layers are, else `none`."""
+        return "4bit" if getattr(self.model, "is_loaded_in_4bit", False) else "none"
+
 
 def load_base(config: ModelConfig) -> Base:
     """Load the base model of a configuration, from the package, a folder or the hub.
@@ -67,6 +72,7 @@ def load_base(config: ModelConfig) -> Base:
     folder = find_model(config.model, config.model_revision)
     weights = _weight_files(folder)
     device = _device(config.device)
+    _check_quantization(config, device)
     tokenizer = _load_tokenizer(folder)
     model = _load_model(folder, config, device)
     rows = model.get_input_embeddings().weight.shape[0]
@@ -204,6 +210,8 @@ def _load_model(folder: Path, config: ModelConfig, device: torch.device) -> Any:
             options["attn_implementation"] = kernel
         if device.type != "cpu":
             options["device_map"] = {"": device}
+        if config.quantization == "4bit":
+            options["quantization_config"] = _four_bits()
         dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
         with _bars_on_terminals_only():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -287,6 +295,33 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device is {name!r}, and there are {torch.cuda.device_count()} GPUs", fix="Use auto or cpu.")
     return device
+
+
+def _check_quantization(config: ModelConfig, device: torch.device) -> None:
+    if config.quantization == "none":
+        return
+    if device.type != "cuda":
+        raise InputError(
+            f"quantization is {config.quantization}, and the base would be on {device}",
+            fix="A base in 4 bits needs a GPU: take one, or set quantization to none.",
+        )
+    if config.dtype == "float64":
+        raise InputError(f"quantization is {config.quantization} and dtype is float64", fix="Take bfloat16.")
+    if not is_bitsandbytes_available():
+        raise InputError(
+            f"quantization is {config.quantization}, and bitsandbytes is not installed, or too old",
+            fix="pip install 'pluralign[quantized]'",
+        )
+
+
+def _four_bits() -> BitsAndBytesConfig:
+    """What QLoRA trains adapters on (Dettmers et al. 2023, section 3): NF4, whose scales are quantized too."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
 
 
 def _cache_dir(config: ModelConfig) -> Path:

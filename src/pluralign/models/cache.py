@@ -15,6 +15,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Collection, Mapping
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,6 +28,7 @@ _PENDING_SECONDS = 30.0
 _SMALL_SEGMENT = 4 << 20
 _MANY_SEGMENTS = 64
 _ABANDONED_SECONDS = 86_400.0
+_LOOKED_AT = 256
 _SUM = b',"sum":"'
 _KEY = b'{"key":"'
 _WRITTEN = "segment-"
@@ -145,6 +147,12 @@ class Section:
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
+
+    @property
+    def bytes_each(self) -> float:
+        """Mean bytes of a value on disk, of some that are there; 0 where there are none."""
+        some = [len(_line(key, value, self._salt)) + 1 for key, value in islice(self._values.items(), _LOOKED_AT)]
+        return sum(some) / len(some) if some else 0.0
 
     def __enter__(self) -> Section:
         self._last_flush = time.monotonic()

@@ -34,6 +34,11 @@ def quick_matmul() -> Iterator[None]:
         _SETTINGS.fp32_precision = before
 
 
+def product_precision(device: torch.device) -> str:
+    """What is set for float32 products on a CPU: `none` as PyTorch comes, `bf16` inside `quick_matmul`."""
+    return str(_SETTINGS.fp32_precision) if device.type == "cpu" else "none"
+
+
 @functools.cache
 def _is_exact() -> bool:
     """Whether products stay float32 where bfloat16 is permitted, found out on some shapes."""

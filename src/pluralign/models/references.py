@@ -15,10 +15,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from pluralign.config import GenerationConfig
 from pluralign.errors import InputError
 from pluralign.models.base import Base
-from pluralign.models.cache import Cache
+from pluralign.models.cache import Cache, Section
 from pluralign.models.encoding import Encoded
 from pluralign.models.generation import Generated, end_tokens, evaluation_mode, iterate_generated
 from pluralign.models.masks import attention_kernel
+from pluralign.models.matmul import product_precision
 from pluralign.models.rows import Layout
 from pluralign.models.scoring import Forward, Request, iterate_scores
 from pluralign.progress import progress_bar
@@ -42,7 +43,7 @@ def base_responses(
     require_bare(base.model)
     keys = [content_key(prompt) for prompt in prompts]
     distinct = dict(zip(keys, prompts, strict=True))
-    with cache.section("base_responses", _response_facts(base, settings, seed)) as section:
+    with responses_section(base, settings, cache, seed=seed) as section:
         found = {key: section.get(key) for key in distinct}
         known = {key: Generated(**value) for key, value in found.items() if value is not None}
         missing = [key for key in distinct if key not in known]
@@ -79,7 +80,7 @@ def reference_logps(base: Base, encoded: Sequence[Encoded], cache: Cache, *, lay
     keys = [{name: content_key(row.prompt_ids, ids) for name, ids in row.response_ids.items()} for row in encoded]
     known: dict[str, float] = {}
     missing: dict[Request, str] = {}
-    with cache.section("reference_logps", _logps_facts(base, layout)) as section:
+    with logps_section(base, cache, layout=layout) as section:
         for row, named in zip(encoded, keys, strict=True):
             for name, key in named.items():
                 if key not in known:
@@ -102,10 +103,20 @@ def keep_logps(
     layout: Layout,
 ) -> None:
     """Put log-probs that are known from elsewhere into the cache; `reference_logps` then finds them there."""
-    with cache.section("reference_logps", _logps_facts(base, layout)) as section:
+    with logps_section(base, cache, layout=layout) as section:
         for row, reference in zip(encoded, references, strict=True):
             for name in row.response_ids.keys() & reference.keys():
                 section.put(content_key(row.prompt_ids, row.response_ids[name]), reference[name])
+
+
+def responses_section(base: Base, settings: GenerationConfig, cache: Cache, *, seed: int) -> Section:
+    """Where `base_responses` finds and keeps answers, by `content_key` of the prompt."""
+    return cache.section("base_responses", _response_facts(base, settings, seed))
+
+
+def logps_section(base: Base, cache: Cache, *, layout: Layout) -> Section:
+    """Where `reference_logps` finds and keeps log-probs, by `content_key` of prompt and response; autocast decides."""
+    return cache.section("reference_logps", _logps_facts(base, layout))
 
 
 def content_key(*token_ids: Sequence[int]) -> str:
@@ -147,11 +158,16 @@ def _computation(base: Base) -> dict[str, Any]:
     """What changes a value's last digits."""
     device = base.model.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return {
+    usual = {"quantization": "none", "matmul": "none"}
+    facts = {
         "dtype": str(base.model.dtype).removeprefix("torch."),
         "autocast": str(autocast).removeprefix("torch.") if autocast else None,
         "attention": attention_kernel(base.model),
+        "quantization": base.quantization,
+        "matmul": product_precision(base.device),
     }
+    # What is as usual goes unsaid: facts that came later leave the caches that were there valid.
+    return {name: fact for name, fact in facts.items() if usual.get(name, ...) != fact}
 
 
 def _compute(base: Base, missing: Mapping[Request, str], layout: Layout) -> Iterator[tuple[str, float]]:

@@ -6,7 +6,7 @@ import copy
 import difflib
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import TrainingArguments
@@ -157,8 +157,8 @@ def _check_trackers(arguments: TrainingArguments) -> None:
 
 
 def _check_extra(extra: dict[str, Any], *, taken: set[str]) -> None:
-    names = {field.name for field in fields(TrainingArguments)}
-    for name in extra:
+    names = {field.name: field.type for field in fields(TrainingArguments)}
+    for name, value in extra.items():
         where = f"training.extra_arguments, {name!r}"
         reason = _OURS.get(name) or next(
             (why for start, why in _OURS_BY_PREFIX.items() if name.startswith(start)), None
@@ -172,3 +172,12 @@ def _check_extra(extra: dict[str, Any], *, taken: set[str]) -> None:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise InputError("TrainingArguments has no such field", where=where, fix=f"See its documentation.{hint}")
+        if isinstance(value, str) and _is_switch(names[name]):
+            # It would be taken for true, whatever it says.
+            raise InputError(f"it is the text {value!r}", where=where, fix="It must be true or false.")
+
+
+def _is_switch(kind: Any) -> bool:
+    """Whether a field holds true or false, or nothing, and no text."""
+    kinds = {kind, *get_args(kind)}
+    return bool in kinds and str not in kinds

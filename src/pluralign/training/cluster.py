@@ -153,9 +153,8 @@ def train_on_cluster(
         InputError: a worker could not train its share; the message is the worker's.
         PluralignError: a share has lost its worker too often, or a worker's disk is full.
     """
-    folder, resources = worker.folder, _ray().cluster_resources()
-    gpus = 0 if worker.config.device == "cpu" else int(resources.get("GPU", 0))
-    fitting = max(1, min(len(users), gpus or int(resources.get("CPU", 1))))
+    folder, gpus = worker.folder, _gpus(worker.config)
+    fitting = workers_of_cluster(worker.config, len(users))
     shares = _shares(worker, users, sizes, record, count=workers_before(folder.path / "state") or fitting)
     config = _portable(worker, device="auto" if gpus else "cpu")
     base, claim = (worker.base.name, worker.base.fingerprint), uuid.uuid4().hex
@@ -170,6 +169,15 @@ def train_on_cluster(
 
     for outcome in _outcomes(folder, tasks(), gpus=bool(gpus)):
         record.add(outcome.finished, outcome.skipped, outcome.trained)
+
+
+def workers_of_cluster(config: TrainConfig, people: int) -> int:
+    """How many shares a run makes on the cluster that this process is connected to."""
+    return max(1, min(people, _gpus(config) or int(_ray().cluster_resources().get("CPU", 1))))
+
+
+def _gpus(config: TrainConfig) -> int:
+    return 0 if config.device == "cpu" else int(_ray().cluster_resources().get("GPU", 0))
 
 
 def _ray() -> Any:

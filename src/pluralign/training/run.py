@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from pluralign.models.base import load_base
 from pluralign.models.encoding import Encoder
 from pluralign.models.matmul import quick_matmul
 from pluralign.objectives import Objective
-from pluralign.preferences import data_hash, load_preferences, split_preferences
+from pluralign.preferences import Preference, data_hash, load_preferences, split_preferences
 from pluralign.training.arguments import training_arguments
 from pluralign.training.bank.capacity import check_bank, uses_bank
 from pluralign.training.bank.snapshots import take_up
@@ -66,21 +66,47 @@ def train(config: TrainConfig) -> TrainResult:
             work on it.
         PluralignError: the disk is full; what was finished is whole, and the same call goes on once there is room.
     """
-    objective = Objective(config.loss, config.anchor)
-    _check(config)
-    folder = RunFolder(config.output_dir)
-    with quick_matmul(), full_disk_explained(folder.path):
-        return _Run(config, objective, folder).train()
+    if config.plan:
+        raise InputError("plan is set", fix="pluralign.plan(config) says what the run will take; train makes it.")
+    with quick_matmul(), full_disk_explained(Path(config.output_dir)):
+        return Run(config).train()
 
 
-class _Run:
-    """The stages of one call."""
+@dataclass(slots=True)
+class Prepared:
+    """What a call knows before anything is begun.
 
-    def __init__(self, config: TrainConfig, objective: Objective, folder: RunFolder) -> None:
-        self.config, self.objective, self.folder = config, objective, folder
+    Attributes:
+        data_hash: of the table.
+        standing: of the folder.
+        census: who there is.
+        growth: who is to be trained.
+        record: who is decided already.
+        works: whether the folder is not as the call would leave it.
+    """
+
+    data_hash: str
+    standing: Standing
+    census: Census
+    growth: Growth
+    record: Record
+    works: bool
+
+
+class Run:
+    """The stages of one call.
+
+    Raises:
+        InputError: the configuration cannot be used.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config, self.objective = config, Objective(config.loss, config.anchor)
+        _check(config)
+        self.folder = folder = RunFolder(config.output_dir)
         self.arguments = training_arguments(config.training, output_dir=folder.path, device=config.device)
         _check_sharding(config, self.arguments)
-        self._together = uses_bank(config, self.arguments)
+        self.together = uses_bank(config, self.arguments)
         if config.engine == "ray":
             check_cluster(self.arguments)
         self.probes = _read_probes(config)
@@ -91,11 +117,35 @@ class _Run:
             return self._train()
 
     def _train(self) -> TrainResult:
+        config, found = self.config, self.prepare()
+        census, growth, record, works = found.census, found.growth, found.record, found.works
+        on_cluster = works and config.engine == "ray"
+        with connected() if on_cluster else contextlib.nullcontext():
+            # Only now: what is refused leaves the folder to the corrected command.
+            self._wait()
+            if works and self.arguments.should_save:
+                fingerprint = self.worker.base.fingerprint
+                self.folder.begin(config, growth.work, base_fingerprint=fingerprint, standing=found.standing)
+            self._wait()
+            self._train_people(census, growth, record, on_cluster=on_cluster)
+        skipped = {**census.skipped, **record.skipped}
+        if self.arguments.should_save:
+            if works or not self.folder.evaluation.exists():
+                self._evaluate(census, growth, record, skipped)
+            self.folder.end(config, found.data_hash)
+        return TrainResult(self.folder.path, record.finished, skipped, growth.changed, growth.absent)
+
+    def prepare(self) -> Prepared:
+        """Load the table and the base, and find out what is to be done; nothing is written.
+
+        Raises:
+            InputError: data or model cannot be used, or the folder holds another run.
+        """
         config = self.config
         preferences = load_preferences(config.data, config.seed)
         digest = data_hash(preferences)
         standing = self.folder.check(config, digest)
-        self.worker = worker = Worker(config, self.arguments, self.folder, together=self._together)
+        self.worker = worker = Worker(config, self.arguments, self.folder, together=self.together)
         if standing is not Standing.NEW and not self.folder.check_base(config, worker.base.fingerprint):
             standing = Standing.NEW
         training, held_out = split_preferences(
@@ -111,22 +161,8 @@ class _Run:
         hashes = hashes_of(config, preferences, training, held_out)
         record = Record(self.folder, config.parameters.kind, hashes=hashes, writes=self.arguments.should_save)
         growth = plan_growth(config, self.folder, record, census, data_hash=digest, standing=standing)
-        del preferences, training, held_out
         works = bool(growth.people) or standing is not Standing.SAME or self.folder.unfinished() is not None
-        on_cluster = works and config.engine == "ray"
-        with connected() if on_cluster else contextlib.nullcontext():
-            # Only now: what is refused leaves the folder to the corrected command.
-            self._wait()
-            if works and self.arguments.should_save:
-                self.folder.begin(config, growth.work, base_fingerprint=worker.base.fingerprint, standing=standing)
-            self._wait()
-            self._train_people(census, growth, record, on_cluster=on_cluster)
-        skipped = {**census.skipped, **record.skipped}
-        if self.arguments.should_save:
-            if works or not self.folder.evaluation.exists():
-                self._evaluate(census, growth, record, skipped)
-            self.folder.end(config, digest)
-        return TrainResult(self.folder.path, record.finished, skipped, growth.changed, growth.absent)
+        return Prepared(digest, standing, census, growth, record, works)
 
     def _train_people(self, census: Census, growth: Growth, record: Record, *, on_cluster: bool) -> None:
         people = {person.user: person for person in census.people}
@@ -152,8 +188,8 @@ class _Run:
         self, people: dict[str, Person], users: Sequence[str], sizes: Sequence[int], record: Record
     ) -> None:
         """Train in this process, and in the others that torchrun has started."""
-        share = Share(self.arguments.process_index, self.arguments.world_size) if self._together else Share()
-        if self._together and self.arguments.should_save:
+        share = Share(self.arguments.process_index, self.arguments.world_size) if self.together else Share()
+        if self.together and self.arguments.should_save:
             take_up(self.folder, share.count, users)
         self._wait()
         self.worker.train(people, share.of(users, sizes), record, share)
@@ -165,14 +201,12 @@ class _Run:
     def _evaluate(self, census: Census, growth: Growth, record: Record, skipped: dict[str, str]) -> None:
         """Write `evaluation.json`, where there is something to measure with; who was measured before is not again."""
         # The one import upwards: a run ends with its evaluation, and evaluation stands above training.
-        from pluralign.evaluation import evaluate_people
-        from pluralign.evaluation.probes import world_of
         from pluralign.evaluation.results import merged
 
         config = self.config
         if not record.finished or not (census.held_out or config.evaluation.probes):
             return
-        before = self._measured_before()
+        before = self.measured_before()
         only = None
         if before is not None:
             only = [user for user in record.finished if user not in before.people or user in growth.work.update]
@@ -180,13 +214,31 @@ class _Run:
                 return
         else:
             warn_of_learned_rows(record.finished, {user: found["training"] for user, found in record.hashes.items()})
+        evaluation = self.measure(record.finished, census.held_out, skipped=skipped, only=only)
+        if before is not None:
+            evaluation = merged(before, evaluation, order=record.finished)
+        evaluation.write(self.folder.evaluation)
+
+    def measure(
+        self,
+        adapters: Mapping[str, Path],
+        held_out: Sequence[Preference],
+        *,
+        skipped: Mapping[str, str],
+        only: Collection[str] | None,
+        done: Callable[[str], None] = lambda part: None,
+    ) -> Evaluation:
+        """Measure people's policies; see `evaluate_people`."""
+        from pluralign.evaluation import evaluate_people  # upwards, as in `_evaluate`
+        from pluralign.evaluation.probes import world_of
+
+        config, worker = self.config, self.worker
         # Full fine-tuning has changed the base in memory, and sharding has taken it apart.
         used_up = config.parameters.kind == "full" or self.arguments.fsdp or self.arguments.deepspeed
-        worker = self.worker
         base = load_base(worker.model_config) if used_up else worker.base
-        held_out = anchor_preferences(
+        rows = anchor_preferences(
             base,
-            census.held_out,
+            held_out,
             encoder=worker.encoder,
             settings=config.base_responses,
             cache=worker.cache,
@@ -194,10 +246,11 @@ class _Run:
             branches=("chosen", "rejected"),
             seed=config.seed,
         )
-        evaluation = evaluate_people(
+        done("held-out rows")
+        return evaluate_people(
             base,
-            record.finished,
-            held_out,
+            adapters,
+            rows,
             per=config.parameters.per,
             settings=config.evaluation,
             generation=config.base_responses,
@@ -208,12 +261,10 @@ class _Run:
             skipped=skipped,
             world=world_of("world") if config.data.path == "world" else None,
             only=only,
+            done=done,
         )
-        if before is not None:
-            evaluation = merged(before, evaluation, order=record.finished)
-        evaluation.write(self.folder.evaluation)
 
-    def _measured_before(self) -> Evaluation | None:
+    def measured_before(self) -> Evaluation | None:
         """The evaluation that is there, where it can be added to: made by this configuration, a person an adapter."""
         from pluralign.evaluation import read_evaluation  # upwards, as in `_evaluate`
 
@@ -242,6 +293,11 @@ def _check(config: TrainConfig) -> None:
             "reference.compute is forward and parameters.kind is full",
             fix="The forward leaves the adapter out, and there is none: take cached.",
         )
+    if parameters.kind == "full" and config.quantization != "none":
+        raise InputError(
+            f"quantization is {config.quantization} and parameters.kind is full",
+            fix="Quantized weights cannot be trained: take kind lora, or quantization none.",
+        )
 
 
 def _check_sharding(config: TrainConfig, arguments: TrainingArguments) -> None:
@@ -250,6 +306,12 @@ def _check_sharding(config: TrainConfig, arguments: TrainingArguments) -> None:
             f"the model is sharded (fsdp or deepspeed) and parameters.per is {config.parameters.per}",
             where="training.extra_arguments",
             fix="A sharded base cannot pass from one person to the next: take per none, or DDP (torchrun alone).",
+        )
+    if (arguments.fsdp or arguments.deepspeed) and config.quantization != "none":
+        raise InputError(
+            f"the model is sharded (fsdp or deepspeed) and quantization is {config.quantization}",
+            where="training.extra_arguments",
+            fix="Shard it, or hold it in 4 bits.",
         )
 
 

@@ -7,7 +7,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -37,10 +37,12 @@ SCHEMA_VERSION = 1
 CONFIG_FILE = "config.yaml"
 UNFINISHED_FILE = "unfinished.json"
 _RESULTS = (CONFIG_FILE, UNFINISHED_FILE, "adapters", "model", "state", "metrics.jsonl", "evaluation.json")
-_NOT_THE_RUN = ("output_dir", "overwrite", "update", "device", "cache_dir", "training.report_to")
-"""Keys that may differ between two calls of the same run: places, devices, who is told, and who is trained again."""
+_NOT_THE_RUN = ("output_dir", "overwrite", "update", "plan", "device", "cache_dir", "training.report_to")
+"""Keys that may differ between two calls of the same run: places, devices, who is told, who is trained again."""
 _WHERE_THE_DATA_IS = ("data.path", "data.source", "data.split", "data.revision")
 """Keys that may differ between two calls on one population, whose table moves and grows."""
+_HOW_IT_IS_TRAINED = ("engine", "bank.slots", "bank.batch_tokens")
+"""Keys that make the same adapters up to rounding: a finished population may grow with others, what is begun not."""
 
 
 class Standing(Enum):
@@ -138,12 +140,19 @@ class RunFolder:
         there = _read(self.path / CONFIG_FILE)
         made_with = there.pop(MADE_WITH, None) or {}
         finished, begun = self.is_finished(config.parameters.kind), self.unfinished()
-        differing = _differing(flat(there), flat(asdict(config)), movable=finished or begun is not None)
+        there, here = flat(there), flat(asdict(config))
+        differing = _differing(there, here, movable=finished or begun is not None, finished=finished)
         if (begun.data_hash if begun else made_with.get("data_hash")) != data_hash:
             if finished and not differing and not config.overwrite:
                 return Standing.GROWN
             differing.append("the content of the data")
         if differing and not config.overwrite:
+            if set(differing) <= {*_HOW_IT_IS_TRAINED}:
+                raise InputError(
+                    f"the run is not finished, and was begun with {_named(there, differing)}",
+                    where=str(self.path),
+                    fix=f"Go on with that; {', '.join(differing)} may be another once it is finished.",
+                )
             fix = "Name another output_dir, or set --overwrite to replace it."
             if not finished:
                 fix = f"It is not finished, and goes on with what it was begun with only. {fix}"
@@ -246,6 +255,8 @@ class RunFolder:
                 "versions": versions(),
             }
             self._write_config(config, made_with)
+        else:
+            self._take_over_engine(config)
         if self.unfinished() != work:
             self.note(work)
 
@@ -257,7 +268,7 @@ class RunFolder:
         """Note that all is done, and on which table; those it was on before are kept as `earlier_data`."""
         there = _read(self.path / CONFIG_FILE)
         made_with = there.pop(MADE_WITH, None) or {}
-        moved = _differing(flat(there), flat(asdict(config)), movable=False)
+        moved = _differing(flat(there), flat(asdict(config)), movable=False, finished=True)
         if (earlier := made_with.get("data_hash")) != data_hash:
             made_with |= {"data_hash": data_hash, "earlier_data": [*made_with.get("earlier_data", []), earlier]}
             moved.append("the content of the data")
@@ -276,6 +287,13 @@ class RunFolder:
         text = as_yaml(replace(config, update=[])) + yaml.safe_dump({MADE_WITH: made_with}, sort_keys=False)
         write_text(self.path / CONFIG_FILE, text)
 
+    def _take_over_engine(self, config: TrainConfig) -> None:
+        """Say what those who are trained now are trained by: should it be killed, it goes on with that."""
+        there = _read(self.path / CONFIG_FILE)
+        now = {"engine": config.engine, "bank": asdict(config.bank)}
+        if any(there.get(key) != value for key, value in now.items()):
+            write_text(self.path / CONFIG_FILE, yaml.safe_dump({**there, **now}, sort_keys=False, allow_unicode=True))
+
     def _check_place(self) -> None:
         place = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
         if not place.is_dir():
@@ -292,15 +310,28 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _differing(there: dict[str, Any], here: dict[str, Any], *, movable: bool) -> list[str]:
-    """Keys that make two runs; a key that an older version did not know had its default."""
+def _differing(there: dict[str, Any], here: dict[str, Any], *, movable: bool, finished: bool) -> list[str]:
+    """Keys that make two runs; a key that an older version did not know had its default.
+
+    Args:
+        there: of the folder.
+        here: of the call.
+        movable: whether the table may stand elsewhere.
+        finished: whether nothing is half done, so that it may be gone on with another engine.
+    """
     there = {**flat(asdict(TrainConfig())), **there}
     missing = object()
     keys = [key for key in dict.fromkeys((*there, *here)) if there.get(key, missing) != here.get(key, missing)]
-    same = {*_NOT_THE_RUN, *(_WHERE_THE_DATA_IS if movable else ())}
+    same = {*_NOT_THE_RUN, *(_WHERE_THE_DATA_IS if movable else ()), *(_HOW_IT_IS_TRAINED if finished else ())}
     if movable and isinstance(there.get("data.validation"), str) and isinstance(here.get("data.validation"), str):
         same.add("data.validation")
     return [key for key in keys if key not in same]
+
+
+def _named(values: dict[str, Any], keys: Sequence[str]) -> str:
+    """Keys with their values, in words; one that an older version did not know had its default."""
+    known = {**flat(asdict(TrainConfig())), **values}
+    return ", ".join(f"{key} {'of its own choice' if known[key] is None else known[key]}" for key in keys)
 
 
 def _remove(path: Path) -> None:

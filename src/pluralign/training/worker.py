@@ -59,6 +59,11 @@ class Worker:
         self.layout: Layout = choose_layout(self.base.model, self.base.tokenizer)
 
     @property
+    def caches_references(self) -> bool:
+        """Whether training takes reference log-probs from the cache."""
+        return self.objective.needs_reference and self.config.reference.compute == "cached"
+
+    @property
     def model_config(self) -> ModelConfig:
         """What the base is loaded by, on the device of this process."""
         return replace(self.config, device=local_device(self.arguments, self.config.device))
@@ -97,21 +102,17 @@ class Worker:
 
     def _supply(self, people: Iterable[Person]) -> Iterator[tuple[str, Rows]]:
         """Rows in the order asked for, anchored some people at a time: what is not needed yet takes no room."""
-        wave: list[Person] = []
-        rows = 0
-        for person in people:
-            wave.append(person)
-            rows += len(person.train) + len(person.held_out)
-            if rows >= WAVE_ROWS:
-                yield from _handed_out(self._anchor(wave))
-                wave, rows = [], 0
-        yield from _handed_out(self._anchor(wave))
+        for wave in waves(people):
+            yield from _handed_out(self.anchor(wave))
 
-    def _anchor(self, people: Sequence[Person]) -> dict[str, Rows]:
+    def precision(self) -> torch.autocast:
+        """That of training: a reference in another one would give the first step a margin."""
+        kind = torch.float16 if self.arguments.fp16 else torch.bfloat16
+        return torch.autocast(self.base.device.type, dtype=kind, enabled=self.arguments.bf16 or self.arguments.fp16)
+
+    def anchor(self, people: Sequence[Person]) -> dict[str, Rows]:
         """Everybody's rows at once: what people share is computed once."""
         flat = [row for person in people for row in (*person.train, *person.held_out)]
-        if not flat:
-            return {}
         # Of processes that train the same people the first one fills the cache, and the others read it.
         first = self.arguments.main_process_first(local=False, desc="anchoring")
         with contextlib.nullcontext() if self.together else first:
@@ -126,7 +127,7 @@ class Worker:
                 with_reference=False,
                 seed=self.config.seed,
             )
-            if self.objective.needs_reference and self.config.reference.compute == "cached":
+            if self.caches_references:
                 rows = self._with_references(rows)
         remaining = iter(rows)
         return {
@@ -135,12 +136,23 @@ class Worker:
         }
 
     def _with_references(self, rows: Sequence[Anchored]) -> list[Anchored]:
-        # In the precision of training: a reference in another one would give the first step a margin.
-        device = self.base.device.type
-        kind = torch.float16 if self.arguments.fp16 else torch.bfloat16
-        with torch.autocast(device, dtype=kind, enabled=self.arguments.bf16 or self.arguments.fp16):
+        with self.precision():
             found = reference_logps(self.base, [row.encoded for row in rows], self.cache, layout=self.layout)
         return [replace(row, reference=logps) for row, logps in zip(rows, found, strict=True)]
+
+
+def waves(people: Iterable[Person]) -> Iterator[list[Person]]:
+    """People whose rows are anchored together."""
+    wave: list[Person] = []
+    rows = 0
+    for person in people:
+        wave.append(person)
+        rows += len(person.train) + len(person.held_out)
+        if rows >= WAVE_ROWS:
+            yield wave
+            wave, rows = [], 0
+    if wave:
+        yield wave
 
 
 def _handed_out(rows: dict[str, Rows]) -> Iterator[tuple[str, Rows]]:

@@ -12,6 +12,8 @@ from pluralign.errors import InputError
 USUAL_SLOTS = {"cpu": 64}
 MOST_SLOTS = 256
 """Slots that a run takes by itself: more gain nothing once forwards are full, and wait for memory."""
+USUAL_TOKENS = {"cpu": 4096}
+MOST_TOKENS = 16384
 _SHARE = 0.25
 _VECTORS = 4
 """Vectors of a slot: the adapter, its gradient, Adam's two means."""
@@ -109,6 +111,11 @@ def choose_slots(config: TrainConfig, people: int, adapter_bytes: int, device: t
             fix=f"At most {max(free // each, 0)} would fit beside the model, and forwards need room too.",
         )
     return max(1, wanted)
+
+
+def forward_tokens(config: TrainConfig, device: torch.device) -> int:
+    """Tokens of one forward, padding included: few on a CPU, whose caches they should fit."""
+    return config.bank.batch_tokens or USUAL_TOKENS.get(device.type, MOST_TOKENS)
 
 
 def check_bank(config: TrainConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +15,6 @@ from pluralign.models.flex import BLOCK, pack
 from pluralign.models.logprobs import branch_logps
 from pluralign.models.masks import FLEX, attention_kernel, causal_lm
 from pluralign.models.rows import examples_of
-from pluralign.models.scoring import BATCH_TOKENS, MOST_BATCH_TOKENS
 from pluralign.objectives import Losses, Objective
 from pluralign.training.bank.means import SlotMeans
 from pluralign.training.batches import Batch, Example, PreferenceCollator
@@ -46,7 +45,7 @@ class Forwards:
         objective: losses per example; where it may couple examples, it is called once a unit.
         collator: makes batches.
         reference: `cached`, or `forward` for rows of the bare base in the same forward.
-        tokens: of one forward, padding included; None for what suits the device.
+        tokens: of one forward, padding included.
         autocast: makes the context of mixed precision.
     """
 
@@ -57,13 +56,13 @@ class Forwards:
         collator: PreferenceCollator,
         *,
         reference: Literal["cached", "forward"],
-        tokens: int | None,
+        tokens: int,
         autocast: torch.dtype | None,
     ) -> None:
         self.bank, self.objective, self.collator = bank, objective, collator
         self.from_forward = reference == "forward" and objective.needs_reference
         self.device = bank.base.device
-        self.tokens = tokens or BATCH_TOKENS.get(self.device.type, MOST_BATCH_TOKENS)
+        self.tokens = tokens
         self.autocast = autocast
         # FlexAttention leaves out what it does not see: rows stand one after another instead of being filled up.
         self.packs = collator.layout == "shared" and attention_kernel(causal_lm(bank.base.model)) == FLEX
@@ -86,19 +85,19 @@ class Forwards:
 
     def backward(self, units: Sequence[Unit]) -> None:
         """Add every person's gradient to their slot."""
-        for packed in self._pack(units):
+        for together in self._pack(units):
             # Around the backward too: a checkpointed layer runs its forward again in there.
-            with self._rows(batch := self._batch(packed), packed, training=True):
-                loss = self._losses(batch, packed, self.means)
+            with self._rows(batch := self._batch(together), together, training=True):
+                loss = self._losses(batch, together, self.means)
                 loss.backward()
 
     @torch.no_grad()
     def evaluate(self, units: Sequence[Unit]) -> SlotMeans:
         """Every person's losses and metrics."""
         means = SlotMeans(self.bank.slots, self.device)
-        for packed in self._pack(units):
-            with self._rows(batch := self._batch(packed), packed, training=False):
-                self._losses(batch, packed, means)
+        for together in self._pack(units):
+            with self._rows(batch := self._batch(together), together, training=False):
+                self._losses(batch, together, means)
         return means
 
     def _losses(self, batch: Batch, units: Sequence[Unit], means: SlotMeans) -> Tensor:
@@ -168,34 +167,57 @@ class Forwards:
 
     def _pack(self, units: Sequence[Unit]) -> Iterator[list[Unit]]:
         """Units of like length together, as many as the budget of tokens allows."""
-        copies = 2 if self.from_forward else 1
-        packed: list[Unit] = []
-        rows = widest = 0
-        # The first one of a pack is its widest.
-        for unit, width, more in sorted(self._sizes(units), key=lambda size: -size[1]):
-            widest = widest if packed else width
-            if packed and copies * (rows + more) * widest > self.tokens:
-                yield packed
-                packed, rows, widest = [], 0, width
-            packed.append(unit)
-            rows += more
-        if packed:
-            yield packed
+        sizes = [unit_size(self._lengths(unit), shared=self.collator.layout == "shared") for unit in units]
+        for numbers in packed(sizes, tokens=self.tokens, copies=2 if self.from_forward else 1):
+            yield [units[number] for number in numbers]
 
-    def _sizes(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, int, int]]:
-        """Each unit with its widest row and its number of rows."""
-        for unit in units:
-            widths: list[int] = []
-            for example in unit.examples:
-                encoded = example.row.encoded
-                responses = [len(encoded.response_ids.get(name, ())) for name in self.collator.branches]
-                prompt = len(encoded.prompt_ids)
-                shared = self.collator.layout == "shared" or not any(responses)
-                widths += [prompt + sum(responses)] if shared else [prompt + one for one in responses if one]
-            yield unit, max(widths), len(widths)
+    def _lengths(self, unit: Unit) -> Iterator[tuple[int, list[int]]]:
+        for example in unit.examples:
+            encoded = example.row.encoded
+            responses = [len(encoded.response_ids.get(name, ())) for name in self.collator.branches]
+            yield len(encoded.prompt_ids), responses
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
+
+def unit_size(examples: Iterable[tuple[int, Sequence[int]]], *, shared: bool) -> tuple[int, int]:
+    """Widest row and number of rows of a unit.
+
+    Args:
+        examples: of each, tokens of the prompt and of every response.
+        shared: whether responses to a prompt share its row.
+    """
+    widths: list[int] = []
+    for prompt, responses in examples:
+        together = shared or not any(responses)
+        widths += [prompt + sum(responses)] if together else [prompt + one for one in responses if one]
+    return max(widths), len(widths)
+
+
+def packed(sizes: Sequence[tuple[int, int]], *, tokens: int, copies: int = 1) -> Iterator[list[int]]:
+    """Which units go through a forward together: those of like length, as many as the budget allows.
+
+    Args:
+        sizes: `unit_size` of every unit.
+        tokens: of one forward, padding included.
+        copies: how often every row is in it.
+
+    Yields:
+        Numbers of units; the first one is the widest.
+    """
+    pack: list[int] = []
+    rows = widest = 0
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number][0]):
+        width, more = sizes[number]
+        if pack and copies * (rows + more) * widest > tokens:
+            yield pack
+            pack, rows = [], 0
+        widest = widest if pack else width
+        pack.append(number)
+        rows += more
+    if pack:
+        yield pack
 
 
 def _with_keys(batches: Sequence[Sequence[Example]], seed: int, step: int) -> list[list[tuple[Example, int]]]:

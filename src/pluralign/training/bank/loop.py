@@ -18,13 +18,13 @@ from pluralign.models.rows import Layout
 from pluralign.objectives import Objective
 from pluralign.progress import progress_bar
 from pluralign.training.arguments import personal_arguments
-from pluralign.training.bank.capacity import choose_slots
+from pluralign.training.bank.capacity import choose_slots, forward_tokens
 from pluralign.training.bank.forwards import Forwards, Unit
 from pluralign.training.bank.learner import Learner
 from pluralign.training.bank.snapshots import Snapshot, Snapshots, last_steps
 from pluralign.training.batches import PreferenceCollator
 from pluralign.training.callbacks import EarlyStopping, MetricsLines, SharedTracker, append_line, shared_trackers
-from pluralign.training.conditions import quick_collection, recompute_activations, without_dropout
+from pluralign.training.conditions import recompute_activations, without_dropout
 from pluralign.training.people import person_seed
 from pluralign.training.record import Record, Rows, Supply
 from pluralign.training.runs import RunFolder
@@ -89,7 +89,7 @@ class BankPopulation:
         """Train people. One whose training fails is skipped with the reason, and the others go on."""
         self._open(len(users))
         try:
-            with progress_bar() as progress, without_dropout(self.base.model), quick_collection():
+            with progress_bar() as progress, without_dropout(self.base.model):
                 self._progress, self._bar = progress, progress.add_task("people", total=len(users))
                 self._begin(users, supply)
                 while self.learners:
@@ -125,7 +125,7 @@ class BankPopulation:
             self.objective,
             collator,
             reference=self.config.reference.compute,
-            tokens=self.config.bank.batch_tokens,
+            tokens=forward_tokens(self.config, self.base.device),
             autocast=torch.bfloat16 if self.arguments.bf16 else None,
         )
         if self.config.training.gradient_checkpointing:
