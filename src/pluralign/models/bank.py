@@ -8,7 +8,6 @@ and to nothing else: what a batch holds beside a person's rows cannot reach that
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,8 +187,7 @@ class LoraBank:
             yield
             return
         index = torch.where(slots == NONE, self.slots, slots).to(self.base.device)
-        keys = keys if self.dropout else None
-        self._rows = _Rows(index if keys is not None else _joined(index), keys)
+        self._rows = _Rows(index, keys if self.dropout else None)
         try:
             yield
         finally:
@@ -249,13 +247,6 @@ class LoraBank:
             )
 
 
-def _joined(slots: Tensor) -> Tensor:
-    """The same slots for fewer and longer rows, where neighbours of one person make equal runs: less to gather."""
-    owners, counts = slots.unique_consecutive(return_counts=True)
-    run = math.gcd(*counts.tolist())
-    return owners.repeat_interleave(counts // run)
-
-
 class _Banked:
     """A linear layer's forward while a bank is attached; without rows it is the layer's own."""
 
@@ -279,6 +270,8 @@ class _Banked:
 
 class _LoraLinear(torch.autograd.Function):
     """y = W x + b + scale * B_s A_s x, with the A and B of each row's slot s.
+
+    Row by row, not person by person: then a row's part is the same to the last bit whoever is beside it, in bfloat16 too.
 
     With `output` the layer has computed W x + b by itself, and autograd carries that part.
     """

@@ -271,6 +271,11 @@ class Estimate:
             return 0
         survey = self.survey
         responses = survey.training.responses + survey.evaluation.responses - self.sample.responses
+        # The base's answers to the probes, in everybody's manner.
+        looked_at, there = self.measured.manners
+        if self.measured.own:
+            options = sum(len(probe.options) for found in self.run.probes for probe in found.probes)
+            responses += max(there - looked_at, 0) * options
         of = self.sample.surveyor
         each = of.trained_logps.bytes_each or of.measured_logps.bytes_each
         return round(waiting.size * of.responses.bytes_each + max(responses, 0) * each)

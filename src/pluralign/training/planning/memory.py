@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import torch
 
 from pluralign.models.base import Base
+from pluralign.preferences import Preference
+
+_LOOKED_AT = 100
 
 
 class Levels:
@@ -16,25 +21,30 @@ class Levels:
 
     Attributes:
         device: what is looked at.
-        start: bytes before anything was loaded.
         base: bytes of the base's weights.
-        after_loading: bytes with table and base in memory.
+        table: bytes of the table's rows.
+        libraries: what else there was when both were loaded.
     """
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
-        self.start = self.after_loading = _resident()
-        self.base = 0
+        self.base = self.table = self.libraries = 0
 
-    def loaded(self, base: Base) -> None:
-        """Note the level with table and base in memory."""
+    def loaded(self, base: Base, rows: Sequence[Preference]) -> None:
+        """Note the level with table and base in memory.
+
+        Args:
+            base: just loaded.
+            rows: of the table.
+        """
         self.device = base.device
         self.base = sum(weight.nbytes for weight in (*base.model.parameters(), *base.model.buffers()))
         if self.device.type == "cuda":
-            self.start, self.after_loading = 0, torch.cuda.memory_reserved(self.device)
+            self.libraries = max(torch.cuda.memory_reserved(self.device) - self.base, 0)
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
-            self.after_loading = _resident()
+            self.table = _bytes_of(rows)
+            self.libraries = max(_resident() - self.base - self.table, 0)
 
     @property
     def peak(self) -> int:
@@ -62,9 +72,25 @@ class Levels:
         Args:
             slots: bytes of the bank's slots.
         """
-        table = max(self.after_loading - self.start - self.base, 0)
-        parts = {"libraries": self.start, "base": self.base, "table": table, "slots": slots}
+        parts = {"libraries": self.libraries, "base": self.base, "table": self.table, "slots": slots}
         return {**parts, "forwards": max(self.peak - sum(parts.values()), 0)}
+
+
+def _bytes_of(rows: Sequence[Preference]) -> int:
+    """Bytes of rows as Python holds them, from some of them."""
+    some = rows[:: max(1, len(rows) // _LOOKED_AT)]
+    return round(sum(map(_deep_bytes, some)) * len(rows) / max(len(some), 1))
+
+
+def _deep_bytes(value: Any) -> int:
+    inner: list[Any] = []
+    if is_dataclass(value):
+        inner = [getattr(value, part.name) for part in fields(value)]
+    elif isinstance(value, dict):
+        inner = [*value.keys(), *value.values()]
+    elif isinstance(value, list | tuple):
+        inner = list(value)
+    return sys.getsizeof(value) + sum(map(_deep_bytes, inner))
 
 
 def _resident() -> int:

@@ -34,7 +34,8 @@ class Plan:
             tokens through the model, padding included: `training_tokens`, `validation_tokens`, `reference_tokens`, and
             `base_responses` to generate.
         seconds: by phase, with their `total`.
-        memory: bytes at the highest point, by part, with their `total`.
+        memory: bytes at the highest point, by part, with their `total`; `forwards` is what training and evaluation took
+            beside the other parts, `evaluation` what everybody's takes more than the sample's.
         device: what that memory is of, `cpu` for the host's.
         memory_free: bytes that are free or already this process's.
         disk: bytes that the run leaves, by part, with their `total`; of these `cache` is outside of the output folder.
@@ -86,7 +87,8 @@ def plan(config: TrainConfig, *, before: float = 0.0) -> Plan:
         run = Run(config)
         found = run.prepare()
         loading = before + time.perf_counter() - begun
-        levels.loaded(run.worker.base)
+        rows = [row for person in found.census.people for row in person.train]
+        levels.loaded(run.worker.base, [*rows, *found.census.held_out])
         with tempfile.TemporaryDirectory(prefix=".plan-", dir=_scratch(run.folder.path)) as folder:
             estimate = Estimate(run, found, Path(folder), loading=loading, levels=levels, processes=workers)
             made = Plan(**estimate.make())

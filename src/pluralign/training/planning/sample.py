@@ -47,6 +47,7 @@ def train_sample(run: Run, folder: Path, rows: Rows, *, people: int, steps: int,
     Returns:
         Folders of adapters.
     """
+    folder.mkdir()
     config = _config(run.config, folder, steps, held_out=bool(rows.held_out))
     arguments = training_arguments(config.training, output_dir=folder, device=config.device)
     place, users = RunFolder(folder), [f"sample-{number}" for number in range(people)]
