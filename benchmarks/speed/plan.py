@@ -2,9 +2,9 @@
 
     python benchmarks/speed/plan.py
 
-For each run a process makes the plan, and another one then makes the run, with the same cache, which the plan has filled
-in part. Time is from process start to end, memory the highest resident level, disk what is left in the output folder and
-has been added to the cache. `--run NAME ...` takes some, `--table` prints the results as a table.
+For each run a process makes the plan, and another one then makes the run, with the same cache, which the plan has
+filled in part. Time is from process start to end, memory the highest resident level, disk what is left in the output
+folder and has been added to the cache. `--run NAME ...` takes some, `--table` prints the results as a table.
 """
 
 from __future__ import annotations

@@ -36,6 +36,22 @@ def read(run: Path, name: str) -> Any:
     return json.loads((run / name).read_text(encoding="utf-8"))
 
 
+def assert_same_figures(found: Any, expected: Any) -> None:
+    """Equal, but for the rounding of batches that hold other people."""
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        for name, value in expected.items():
+            assert_same_figures(found[name], value)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same_figures(one, other)
+    else:
+        assert found == expected
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_new_people_join_and_nobody_else_is_touched(
     engine: str, make_rows: Any, make_config: Any, weights: Any
@@ -65,7 +81,7 @@ def test_new_people_join_and_nobody_else_is_touched(
     assert list(evaluation["people"]["c"]["cross"]["people"]) == ["c", "a", "b"]
     assert evaluation["base"]["held_out"] == expected["base"]["held_out"]
     if engine == "trainer":
-        assert evaluation["people"]["c"] == expected["people"]["c"]
+        assert_same_figures(evaluation["people"]["c"], expected["people"]["c"])
     written = yaml.safe_load((run / "config.yaml").read_text())
     assert written["data"]["path"] == config.data.path
     assert len(written["made_with"]["earlier_data"]) == 1
@@ -108,7 +124,7 @@ def test_named_people_are_trained_anew(engine: str, make_rows: Any, make_config:
     evaluation, expected = read(run, "evaluation.json"), read(whole.output_dir, "evaluation.json")
     assert evaluation["people"]["b"]["pairs"]["n"] == expected["people"]["b"]["pairs"]["n"]
     if engine == "trainer":
-        assert evaluation["people"]["b"] == expected["people"]["b"]
+        assert_same_figures(evaluation["people"]["b"], expected["people"]["b"])
 
 
 def test_whoever_left_the_table_stays(make_rows: Any, make_config: Any) -> None:

@@ -271,7 +271,7 @@ class _Banked:
 class _LoraLinear(torch.autograd.Function):
     """y = W x + b + scale * B_s A_s x, with the A and B of each row's slot s.
 
-    Row by row, not person by person: then a row's part is the same to the last bit whoever is beside it, in bfloat16 too.
+    Row by row, not person by person: a row's part is then the same to the last bit whoever is beside it, in bf16 too.
 
     With `output` the layer has computed W x + b by itself, and autograd carries that part.
     """

@@ -12,6 +12,7 @@ from typing import Any
 from pluralign.models.bank import LoraBank
 from pluralign.models.scoring import Forward
 from pluralign.preferences import Preference
+from pluralign.resolve import as_yaml
 from pluralign.training.bank.capacity import choose_slots, forward_tokens, slot_bytes
 from pluralign.training.bank.snapshots import Snapshots
 from pluralign.training.checkpoints import last_checkpoint
@@ -229,6 +230,7 @@ class Estimate:
             "metrics": self._metrics_bytes(second / "metrics.jsonl"),
             "evaluation": self.measured.bytes,
             "cache": self._cache_bytes(),
+            "configuration": len(as_yaml(self.run.config).encode()) if self.found.works else 0,
         }
         return {**parts, "total": sum(parts.values()), "passing": self._passing_bytes(second / "state")}
 

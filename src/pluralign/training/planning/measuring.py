@@ -134,7 +134,9 @@ class Measuring:
             found.seconds[part] = found.seconds.get(part, 0.0) + now - clock
             clock = now
 
-        evaluation = self.run.measure(adapters, rows, skipped={}, only=chosen, done=done)
+        # Who shares one policy is measured by name, not by the policy's.
+        only = None if self.run.config.parameters.per == "none" else chosen
+        evaluation = self.run.measure(adapters, rows, skipped={}, only=only, done=done)
         written = len(json.dumps(evaluation.as_dict(), indent=2))
         done("results")
         people = len(json.dumps({"people": evaluation.people}, indent=2))
