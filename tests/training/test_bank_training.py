@@ -275,6 +275,22 @@ def test_a_broken_person_stops_alone(losses: None, make_rows: Any, make_config: 
     assert first.adapters.keys() == {"é"}
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_validation_without_the_metric_that_decides(at_once: bool, make_rows: Any, make_config: Any) -> None:
+    """Given up before the first step or after an epoch, by everybody in the slots at once."""
+    training = {
+        "metric_for_best_model": "rewards/victory",
+        "load_best_model_at_end": True,
+        "extra_arguments": {"eval_on_start": at_once},
+    }
+    table = uneven(make_rows) + make_rows(["f"], 1)
+    result = train(make_config(table, engine="bank", bank={"slots": 2}, training=training))
+    # Whoever has a single pair holds nothing out.
+    assert list(result.adapters) == ["f"]
+    assert list(result.skipped) == [user for user in PEOPLE if user]
+    assert all("gives no 'rewards/victory'" in reason for reason in result.skipped.values())
+
+
 # ---- the schedule ----
 
 

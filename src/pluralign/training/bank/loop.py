@@ -92,7 +92,7 @@ class BankPopulation:
             with progress_bar() as progress, without_dropout(self.base.model):
                 self._progress, self._bar = progress, progress.add_task("people", total=len(users))
                 self._begin(users, supply)
-                while self.learners:
+                while self.learners or self.waiting:
                     self._step()
                     self._fill()
                     self._keep()
@@ -169,7 +169,7 @@ class BankPopulation:
             moved.append(learner)
         self._validate([learner for learner in moved if learner.control.should_evaluate])
         for learner in moved:
-            if learner.done:
+            if learner.done and self._holds(learner):
                 self._finish(learner)
 
     def _learner(self, slot: int, user: str, rows: Rows) -> Learner:
@@ -232,6 +232,9 @@ class BankPopulation:
     def _step(self) -> None:
         """One optimiser step of everybody."""
         learners = list(self.learners.values())
+        if not learners:
+            # All who had moved in were given up at once.
+            return
         units: list[Unit] = []
         for learner in learners:
             # Everything that decides a person's dropout is the person's own.

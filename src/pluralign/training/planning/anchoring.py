@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pluralign.models.anchoring import Anchored, anchor_preferences
-from pluralign.models.references import reference_logps
+from pluralign.models.references import base_responses, reference_logps
 from pluralign.preferences import Preference
 from pluralign.training.people import Person
 from pluralign.training.planning.costs import Stopwatch, Work
@@ -40,18 +41,29 @@ class AnchoredSample:
 
     def add(self, rows: Sequence[Preference]) -> None:
         """Anchor some more rows as for training."""
-        before = len(self.surveyor.responses)
-        batch = self.run.config.base_responses.batch_size
-        with self.watch.part("base responses"):
+        with self._generating():
             encoded = self._anchor(rows)
-        made = len(self.surveyor.responses) - before
-        self.prompts += made
-        self.watch.note("base responses", Work(-(-made // batch), made))
         if self.run.worker.caches_references:
             with self.run.worker.precision():
                 self.score(encoded)
         people = [Person("", list(rows), [])]
         self.rows += self.run.worker.anchor(people)[""].train
+
+    def answer(self, rows: Sequence[Preference]) -> None:
+        """Let the base answer the prompts of some rows, as for the evaluation."""
+        worker, config = self.run.worker, self.run.config
+        prompts = [one.prompt_ids for one in worker.encoder.encode_many(rows, branches=())]
+        with self._generating():
+            base_responses(worker.base, prompts, config.base_responses, worker.cache, seed=config.seed)
+
+    @contextmanager
+    def _generating(self) -> Iterator[None]:
+        before, batch = len(self.surveyor.responses), self.run.config.base_responses.batch_size
+        with self.watch.part("base responses"):
+            yield
+        made = len(self.surveyor.responses) - before
+        self.prompts += made
+        self.watch.note("base responses", Work(-(-made // batch), made))
 
     def score(self, rows: Sequence[Anchored]) -> None:
         """Compute the reference log-probs of some rows."""

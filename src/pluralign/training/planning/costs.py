@@ -139,7 +139,7 @@ class Stopwatch:
 
     def cost(self, name: str, *, skip: int = 0) -> Cost:
         """Cost of a part's work, without its first calls where there are more."""
-        noted = self.measured.get(name, [])
+        noted = [(work, seconds) for work, seconds in self.measured.get(name, []) if work.size]
         return fitted(noted[skip:] if len(noted) > skip else noted)
 
 

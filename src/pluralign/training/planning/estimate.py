@@ -192,11 +192,11 @@ class Estimate:
             saving += min(due * took, _SNAPSHOTS * (training + validation))
         else:
             saving += checkpoint * work.saves
-        skip = int(len(anchored.measured.get("base responses", [])) > 1)
         seconds = {
             "loading": self.loading,
-            "base responses": anchored.cost("base responses", skip=skip).of(waiting),
-            "reference log-probs": anchored.cost("reference log-probs", skip=skip).of(scoring),
+            # The first ones warm up.
+            "base responses": anchored.cost("base responses", skip=1).of(waiting),
+            "reference log-probs": anchored.cost("reference log-probs", skip=1).of(scoring),
             "training": training,
             "validation": validation,
             "saving": saving,

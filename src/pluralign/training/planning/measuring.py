@@ -111,6 +111,7 @@ class Measuring:
         if self.run.config.parameters.kind == "lora":
             # A fully trained base is no base any more; its references would be wrong.
             self.sample.anchor_held_out(rows)
+            self._answer(rows, set(chosen))
         adapters = {owner: folder / f"copy-{number}" for number, owner in enumerate(owners)}
         adapters[chosen[0]] = adapter
         for owner in chosen[1:]:
@@ -145,6 +146,22 @@ class Measuring:
         kept_own = [(results.get("retention") or {}).get("kept_own") for results in evaluation.people.values()]
         found.own = any(value is not None for value in kept_own)
         return found
+
+    def _answer(self, rows: Sequence[Preference], owners: set[str]) -> None:
+        """The base's answers, apart from all else that the evaluation does first."""
+        settings, per = self.run.config.evaluation, self.run.config.parameters.per
+        if not settings.generate:
+            return
+        asked: dict[str, dict[str, Preference]] = {}
+        for row in rows:
+            if row.owner(per) in owners:
+                asked.setdefault(self._person(row), {}).setdefault(repr(row.prompt), row)
+        some = [row for own in asked.values() for row in list(own.values())[: settings.max_prompts]]
+        # Some to warm up, then the others.
+        first, rest = some[: len(some) // 4], some[len(some) // 4 :]
+        for part in (first, rest):
+            if part:
+                self.sample.answer(part)
 
     def _chosen(self) -> tuple[list[str], list[str]]:
         """Who is measured, and who is there beside them to be tried on."""
