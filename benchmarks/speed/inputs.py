@@ -1,4 +1,4 @@
-"""What both sides are given: a Llama of random weights as a folder, and pairs of random words of exact lengths."""
+"""What both sides are given: a model of random weights as a folder, and pairs of random words of exact lengths."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 EOS, PAD = "</s>", "<pad>"
 SEED = 0
@@ -14,11 +14,13 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama. With a vocabulary of 4,096 these are 5.8M parameters.
+    """A Llama, or a model of its kin. With a vocabulary of 4,096 these are 5.8M parameters.
 
     Attributes:
         vocabulary: tokens, each a word of its own.
         tied: whether the head shares the embedding's weights.
+        family: its model type in transformers.
+        kv_heads: of keys and values; by default as many as of queries.
     """
 
     vocabulary: int = 4096
@@ -28,6 +30,8 @@ class Shape:
     heads: int = 4
     context: int = 4096
     tied: bool = True
+    family: Literal["llama", "qwen2"] = "llama"
+    kv_heads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,28 +55,31 @@ class Pairs:
 
 def model_folder(shape: Shape, work: Path) -> Path:
     """A model folder with its tokenizer, made where it is not there yet."""
-    folder = work / "models" / f"llama-{shape.vocabulary}-{shape.hidden}-{shape.layers}"
+    if shape.family == "qwen2":
+        _allow_own_tokenizer(shape.family)
+    folder = work / "models" / f"{shape.family}-{shape.vocabulary}-{shape.hidden}-{shape.layers}"
     if (folder / "model.safetensors").exists():
         return folder
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = _tokenizer(shape.vocabulary)
     torch.manual_seed(SEED)
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        shape.family,
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads or shape.heads,
         max_position_embeddings=shape.context,
         tie_word_embeddings=shape.tied,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = LlamaForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
@@ -104,6 +111,13 @@ def table(pairs: Pairs, shape: Shape, work: Path) -> Path:
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows of a table."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _allow_own_tokenizer(family: str) -> None:
+    """Let this process load the tokenizer that the folder has; transformers puts a family's own in its place."""
+    from transformers.models.auto import tokenization_auto
+
+    tokenization_auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS.discard(family)
 
 
 def _tokenizer(vocabulary: int) -> Any:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import device
+import flops
 import inputs
 from workloads import Curve, Side, Workload
 
@@ -27,6 +31,8 @@ class DifferentTrainingError(RuntimeError):
 def measure(workload: Workload, work: Path, repeats: int) -> dict[str, Any]:
     """The sides' figures, by name: `wall` and `cpu` (seconds), or `peak` and `loaded` (MiB), a list each.
 
+    Where the workload says so, also `flops`: `useful` and `run`, of a step or a population (see `flops.py`).
+
     Raises:
         DifferentTrainingError: losses of sides with the same objective differ by more than the workload's tolerance.
     """
@@ -34,6 +40,7 @@ def measure(workload: Workload, work: Path, repeats: int) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
     found = kinds[workload.kind](workload, work, repeats)
     _check_losses(workload, found)
+    device.release(workload.device)
     return found
 
 
@@ -53,15 +60,26 @@ def _steps(workload: Workload, work: Path, repeats: int) -> dict[str, Any]:
 
     job = job_of(workload, work, WARM_UP + repeats)
 
-    def contestant(side: Side) -> Contestant:
-        return Contestant(lambda callback: sides.trainer(side, job, callback), around=lambda: sides.precision(side))
+    counters: dict[str, flops.Counter] = {}
 
-    found = in_turns([contestant(side) for side in workload.sides.values()])
+    def contestant(name: str, side: Side) -> Contestant:
+        def make(callback: Any) -> Any:
+            trainer = sides.trainer(side, job, callback)
+            if _counts(workload, side):
+                counters[name] = flops.count_first_step(trainer)
+            return trainer
+
+        return Contestant(make, around=lambda: sides.precision(side))
+
+    contestants = [contestant(*named) for named in workload.sides.items()]
+    found = in_turns(contestants, wait=lambda: device.synchronize(workload.device))
+    counted = {name: counter.total for name, counter in counters.items()}
     return {
         name: {
             "wall": _rounded(steps.wall[WARM_UP:]),
             "cpu": _rounded(steps.cpu[WARM_UP:]),
             "losses": _rounded(steps.losses),
+            **_flops(workload, name, counted, workload.batch),
         }
         for name, steps in zip(workload.sides, found, strict=True)
     }
@@ -72,11 +90,11 @@ def _memory(workload: Workload, work: Path, repeats: int) -> dict[str, Any]:
     found: dict[str, Any] = {name: {"peak": [], "loaded": [], "losses": []} for name in workload.sides}
     for _ in range(repeats):
         for name in workload.sides:
-            run = [sys.executable, str(HERE / "memory.py"), workload.name, name, str(work)]
-            answer = subprocess.run(
-                run, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            ).stdout
-            said = json.loads(answer.strip().splitlines()[-1])
+            run = [sys.executable, str(HERE / "memory.py"), workload.name, name, str(work), workload.device]
+            done = subprocess.run(run, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(run)} has failed:\n{done.stderr[-2000:]}")
+            said = json.loads(done.stdout.strip().splitlines()[-1])
             found[name]["peak"].append(said["peak"])
             found[name]["loaded"].append(said["loaded"])
             found[name]["losses"] = said["losses"]
@@ -111,17 +129,57 @@ def _people(workload: Workload, work: Path, repeats: int) -> dict[str, Any]:
     found: dict[str, Any] = {name: {"wall": [], "cpu": [], "losses": []} for name in workload.sides}
     for side in workload.sides.values():
         sides.warm_imports(side)
+    counted = _warm_people(workload, work) if workload.warm_people else {}
+    for name in workload.sides:
+        found[name] |= _flops(workload, name, counted, workload.pairs.people * workload.pairs.number)
     for number in range(repeats):
         for name, side in workload.sides.items():
             out = work / "people" / f"{name}-{number}"
             shutil.rmtree(out, ignore_errors=True)
+            device.release(workload.device)
+            device.synchronize(workload.device)
             wall, cpu = time.perf_counter(), time.process_time()
             with sides.precision(side):
                 loss = populations.RUN[side.who](side, job, out)
+            device.synchronize(workload.device)
             found[name]["wall"].append(round(time.perf_counter() - wall, 3))
             found[name]["cpu"].append(round(time.process_time() - cpu, 3))
             found[name]["losses"] = [round(loss, 6)]
     return found
+
+
+def _warm_people(workload: Workload, work: Path) -> dict[str, int]:
+    """Train few people on each side, and count: side -> operations of as many people as the workload has."""
+    import populations
+    import sides
+
+    few = replace(workload, pairs=replace(workload.pairs, people=workload.warm_people))
+    job, counted = job_of(few, work, 0), {}
+    for name, side in workload.sides.items():
+        out = work / "people" / f"{name}-warm"
+        shutil.rmtree(out, ignore_errors=True)
+        counter = flops.Counter() if _counts(workload, side) else contextlib.nullcontext()
+        with sides.precision(side), counter:
+            populations.RUN[side.who](side, job, out)
+        if isinstance(counter, flops.Counter):
+            counted[name] = counter.total * workload.pairs.people // workload.warm_people
+    return counted
+
+
+def _counts(workload: Workload, side: Side) -> bool:
+    """Whether a side's products are counted; with a counter on, FlexAttention would run without its kernel."""
+    return workload.flops and side.attention != flops.FLEX
+
+
+def _flops(workload: Workload, name: str, counted: dict[str, int], examples: int) -> dict[str, Any]:
+    """Operations of one side; FlexAttention's has the products of the side that is the same but for the kernel."""
+    if not workload.flops:
+        return {}
+    side = workload.sides[name]
+    alike = [other for other in counted if replace(workload.sides[other], attention=side.attention) == side]
+    products = counted.get(name, counted[alike[0]] if alike else 0)
+    run = products + flops.attention(workload, side, examples)
+    return {"flops": {"useful": flops.useful(workload, side, examples), "run": run}}
 
 
 def job_of(workload: Workload, work: Path, steps: int) -> Any:
@@ -137,6 +195,8 @@ def job_of(workload: Workload, work: Path, steps: int) -> Any:
         bf16=workload.bf16,
         dtype=workload.dtype,
         rank=workload.rank,
+        learning_rate=workload.learning_rate,
+        device=workload.device,
     )
 
 
@@ -151,13 +211,13 @@ def _our_command(job: Any, out: Path) -> list[str]:
         "method": "dpo",
         "parameters.per": "none",
         "parameters.rank": job.rank,
-        "device": "cpu",
+        "device": job.device,
         "output_dir": out / "run",
         "cache_dir": out / "cache",
         "training.bf16": "true",
         "training.num_train_epochs": 1,
         "training.per_device_train_batch_size": job.batch,
-        "training.learning_rate": SHARED["learning_rate"],
+        "training.learning_rate": job.learning_rate,
         "training.lr_scheduler_type": SHARED["lr_scheduler_type"],
         "training.extra_arguments": json.dumps({"train_sampling_strategy": "sequential"}),
     }
@@ -165,7 +225,7 @@ def _our_command(job: Any, out: Path) -> list[str]:
 
 
 def _trl_command(side: Side, job: Any, out: Path) -> list[str]:
-    parts = (job.folder, job.table, out / "run", job.batch, job.rank, side.attention)
+    parts = (job.folder, job.table, out / "run", job.batch, job.rank, side.attention, job.device)
     return [sys.executable, str(HERE / "trl_script.py"), *map(str, parts)]
 
 

@@ -11,8 +11,20 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-COLOURS = {"ours": "#1b6ca8", "trl": "#c1666b", "ours_one_by_one": "#8fb8de"}
-NAMES = {"ours": "pluralign", "trl": "TRL", "ours_one_by_one": "pluralign, one by one"}
+COLOURS = {
+    "ours": "#1b6ca8",
+    "ours_flex": "#3fa796",
+    "trl": "#c1666b",
+    "ours_one_by_one": "#8fb8de",
+    "peft": "#d9a441",
+}
+NAMES = {
+    "ours": "pluralign",
+    "ours_flex": "pluralign, FlexAttention",
+    "trl": "TRL",
+    "ours_one_by_one": "pluralign, one by one",
+    "peft": "a loop of PEFT adapters",
+}
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import inputs
 import measure
 import torch
-from sides import SHARED, TRL, Job, lora
+from accelerate.utils import send_to_device
+from sides import SHARED, TRAINING_KEYS, Job, lora, shared, trl_only
+from transformers.trainer_callback import PrinterCallback
 from workloads import Side
 
 
@@ -44,7 +46,7 @@ def peft_loop(side: Side, job: Job, out: Path) -> float:
     by_user = preferences.by("user")
     losses = []
     for user, rows in by_user.items():
-        with torch.autocast("cpu", enabled=job.bf16):
+        with job.autocast():
             anchored = anchor_preferences(
                 base,
                 rows,
@@ -57,11 +59,12 @@ def peft_loop(side: Side, job: Job, out: Path) -> float:
         policy = new_adapter(base, config.parameters, seed=person_seed(config.seed, user))
         policy.train()
         weights = [weight for weight in policy.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=SHARED["learning_rate"], weight_decay=0.0, fused=True)
+        optimizer = torch.optim.AdamW(weights, lr=job.learning_rate, weight_decay=0.0, fused=True)
         data = AnchoredDataset(anchored)
         for start in range(0, len(data), job.batch):
             batch = collate([data[number] for number in range(start, min(start + job.batch, len(data)))])
-            with torch.autocast("cpu", enabled=job.bf16):
+            batch = send_to_device(batch, job.device)
+            with job.autocast():
                 logps = branch_logps(policy, batch["responses"])
                 found = objective(logps, batch["reference"], batch["responses"].branch_lengths(), batch["columns"])
             loss = found.per_example.mean()
@@ -96,8 +99,8 @@ def trl(side: Side, job: Job, out: Path) -> float:
             model,
             args=DPOConfig(
                 output_dir=str(out / user),
-                **SHARED,
-                **TRL,
+                **shared(job.learning_rate),
+                **trl_only(job.device),
                 per_device_train_batch_size=job.batch,
                 num_train_epochs=1,
                 bf16=job.bf16,
@@ -107,6 +110,8 @@ def trl(side: Side, job: Job, out: Path) -> float:
             processing_class=tokenizer,
             peft_config=LoraConfig(**lora(job.rank or 8)),
         )
+        # It would print a line of times at the end of every person.
+        trainer.remove_callback(PrinterCallback)
         losses.append(trainer.train().training_loss)
         trainer.save_model(str(out / user))
         model = trainer.model.unload()
@@ -117,20 +122,21 @@ RUN = {"ours": ours, "peft": peft_loop, "trl": trl}
 
 
 def _configuration(side: Side, job: Job, out: Path) -> dict[str, Any]:
-    training = {key: SHARED[key] for key in ("learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm")}
+    given = shared(job.learning_rate)
     engine = {} if side.engine == "auto" else {"engine": side.engine}
     return {
         "model": str(job.folder),
         "method": "dpo",
         "dtype": job.dtype,
-        "device": "cpu",
+        "attn_implementation": side.attention,
+        "device": job.device,
         "output_dir": str(out / "run"),
         "cache_dir": str(out / "cache"),
         "data": {"path": str(job.table), "validation": 0},
         "parameters": {"per": "user", "rank": job.rank},
         **engine,
         "training": {
-            **training,
+            **{key: given[key] for key in TRAINING_KEYS},
             "num_train_epochs": 1,
             "per_device_train_batch_size": job.batch,
             "bf16": job.bf16,

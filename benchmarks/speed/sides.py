@@ -16,7 +16,6 @@ from workloads import Side
 from pluralign.models.matmul import quick_matmul
 
 SHARED: dict[str, Any] = {
-    "learning_rate": 1e-4,
     "lr_scheduler_type": "constant",
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
@@ -25,7 +24,6 @@ SHARED: dict[str, Any] = {
     "dataloader_num_workers": 0,
     "seed": inputs.SEED,
 }
-"""Arguments of both trainers."""
 TRL: dict[str, Any] = {
     # Its defaults recompute activations, and log every tenth step.
     "gradient_checkpointing": False,
@@ -33,11 +31,10 @@ TRL: dict[str, Any] = {
     "save_strategy": "no",
     "report_to": "none",
     "disable_tqdm": True,
-    "use_cpu": True,
     "max_length": None,
     "beta": 0.1,
 }
-"""Arguments of TRL's trainer alone. `padding_free` is switched off by TRL 1.16 itself; all rows are of one length, so
+"""`padding_free` is switched off by TRL 1.16 itself; all rows are of one length, so
 nothing is padded."""
 
 
@@ -54,6 +51,8 @@ class Job:
         bf16: autocast.
         dtype: of the weights.
         rank: of a LoRA adapter on all linear layers; None trains all weights.
+        learning_rate: constant.
+        device: `cpu` or `cuda`.
     """
 
     folder: Path
@@ -64,6 +63,22 @@ class Job:
     bf16: bool = False
     dtype: str = "float32"
     rank: int | None = None
+    learning_rate: float = 1e-4
+    device: str = "cpu"
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision as the trainers have it."""
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16)
+
+
+def shared(learning_rate: float) -> dict[str, Any]:
+    """Arguments of both trainers."""
+    return {"learning_rate": learning_rate, **SHARED}
+
+
+def trl_only(device: str) -> dict[str, Any]:
+    """Arguments of TRL's trainer alone."""
+    return {**TRL, "use_cpu": device == "cpu"}
 
 
 def trainer(side: Side, job: Job, callback: TrainerCallback | None = None) -> Any:
@@ -93,7 +108,8 @@ def ours(side: Side, job: Job, callback: TrainerCallback | None = None) -> Any:
     from pluralign.training.arguments import training_arguments
     from pluralign.training.batches import AnchoredDataset, PreferenceCollator
 
-    extra = {key: value for key, value in SHARED.items() if key not in _TRAINING_KEYS and key != "seed"}
+    given = shared(job.learning_rate)
+    extra = {key: value for key, value in given.items() if key not in TRAINING_KEYS and key != "seed"}
     config = resolve(
         TrainConfig,
         {
@@ -101,10 +117,10 @@ def ours(side: Side, job: Job, callback: TrainerCallback | None = None) -> Any:
             "method": side.method,
             "dtype": job.dtype,
             "attn_implementation": side.attention,
-            "device": "cpu",
+            "device": job.device,
             "data": {"path": str(job.table), "max_prompt_length": 4096},
             "training": {
-                **{key: SHARED[key] for key in _TRAINING_KEYS},
+                **{key: given[key] for key in TRAINING_KEYS},
                 "per_device_train_batch_size": job.batch,
                 "max_steps": job.steps,
                 "bf16": job.bf16,
@@ -120,7 +136,7 @@ def ours(side: Side, job: Job, callback: TrainerCallback | None = None) -> Any:
     objective = Objective(config.loss, config.anchor)
     encoder = encoder_of(base, config.data)
     layout = choose_layout(base.model, base.tokenizer)
-    with torch.autocast("cpu", enabled=job.bf16):
+    with job.autocast():
         rows = anchor_preferences(
             base,
             load_preferences(config.data),
@@ -134,7 +150,7 @@ def ours(side: Side, job: Job, callback: TrainerCallback | None = None) -> Any:
         policy = base.model.requires_grad_(True)
     else:
         policy = new_adapter(base, ParametersConfig(rank=job.rank), seed=inputs.SEED)
-    arguments = training_arguments(config.training, output_dir=job.work / "ours", device="cpu")
+    arguments = training_arguments(config.training, output_dir=job.work / "ours", device=job.device)
     arguments.seed = arguments.data_seed = inputs.SEED
     return PreferenceTrainer(
         policy,
@@ -148,7 +164,7 @@ def ours(side: Side, job: Job, callback: TrainerCallback | None = None) -> Any:
     )
 
 
-_TRAINING_KEYS = ("learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm")
+TRAINING_KEYS = ("learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm")
 
 
 def trl(side: Side, job: Job, callback: TrainerCallback | None = None) -> Any:
@@ -168,8 +184,8 @@ def trl(side: Side, job: Job, callback: TrainerCallback | None = None) -> Any:
         model,
         args=DPOConfig(
             output_dir=str(job.work / "trl"),
-            **SHARED,
-            **TRL,
+            **shared(job.learning_rate),
+            **trl_only(job.device),
             per_device_train_batch_size=job.batch,
             max_steps=job.steps,
             bf16=job.bf16,

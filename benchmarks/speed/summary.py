@@ -65,12 +65,56 @@ def _interval(ratios: np.ndarray) -> list[float]:
     return [round(float(low), 3), round(float(high), 3)]
 
 
+def utilisation(found: Mapping[str, Any], device: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Side -> what it does of what the device reaches in matrix products: useful operations, and those it runs."""
+    reached = device["matmul_flops_per_second"]
+    return {
+        name: {
+            kind: round(count / float(np.median(side["wall"])) / reached, 4) for kind, count in side["flops"].items()
+        }
+        for name, side in found.items()
+    }
+
+
 def markdown(results: Mapping[str, Any]) -> str:
-    """The table of the page: a line a claim."""
+    """The tables of the page: a line a claim, and on a GPU a line a side."""
     rows = [["workload", "ours", "theirs", "ratio", "95%", "CPU time", "aim"], ["---"] * 7]
     for workload in results["workloads"].values():
         rows += [_row(claim) for claim in workload["claims"]]
+    sides = [
+        _side(name, side, workload)
+        for name, workload in results["workloads"].items()
+        for side in workload.get("utilisation", ())
+    ]
+    head = [
+        "workload",
+        "side",
+        "time",
+        "useful FLOPs",
+        "FLOPs run",
+        "utilisation, useful",
+        "run",
+        "of TFLOP/s",
+        "copy, TB/s",
+    ]
+    return _table(rows) + ("\n" + _table([head, ["---"] * len(head), *sides]) if sides else "")
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def _side(name: str, side: str, workload: Mapping[str, Any]) -> Sequence[str]:
+    found, used, device = workload["sides"][side], workload["utilisation"][side], workload["machine"]["device"]
+    return [
+        name,
+        side,
+        f"{float(np.median(found['wall'])):.3g} s",
+        *(f"{found['flops'][kind]:.3g}" for kind in ("useful", "run")),
+        *(f"{100 * used[kind]:.1f}%" for kind in ("useful", "run")),
+        f"{device['matmul_flops_per_second'] / 1e12:.4g}",
+        f"{device['copy_bytes_per_second'] / 1e12:.3g}",
+    ]
 
 
 def _row(claim: Mapping[str, Any]) -> Sequence[str]:

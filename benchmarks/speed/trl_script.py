@@ -1,6 +1,6 @@
 """What a user of TRL would write: a LoRA adapter by DPO on a table of pairs.
 
-python trl_script.py MODEL TABLE OUT BATCH RANK ATTENTION
+python trl_script.py MODEL TABLE OUT BATCH RANK ATTENTION DEVICE
 """
 
 import json
@@ -12,7 +12,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-model, table, out, batch, rank, attention = sys.argv[1:]
+model, table, out, batch, rank, attention, device = sys.argv[1:]
 dataset = load_dataset("json", data_files=table, split="train").select_columns(["prompt", "chosen", "rejected"])
 trainer = DPOTrainer(
     AutoModelForCausalLM.from_pretrained(model, attn_implementation=attention),
@@ -30,7 +30,7 @@ trainer = DPOTrainer(
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=device == "cpu",
     ),
     train_dataset=dataset,
     processing_class=AutoTokenizer.from_pretrained(model),

@@ -51,10 +51,15 @@ class _Turns:
 
 
 class StepClock(TrainerCallback):
-    """Times a trainer's steps; `switch` runs between two steps, outside of the clock."""
+    """Times a trainer's steps.
 
-    def __init__(self, switch: Callable[[], None] = lambda: None) -> None:
-        self.switch, self.steps = switch, Steps()
+    Args:
+        switch: runs between two steps, outside of the clock.
+        wait: for the device to have done what it was given: a step ends then, and the next one begins on an idle one.
+    """
+
+    def __init__(self, switch: Callable[[], None] = lambda: None, wait: Callable[[], None] = lambda: None) -> None:
+        self.switch, self.wait, self.steps = switch, wait, Steps()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The first step begins here."""
@@ -62,6 +67,7 @@ class StepClock(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the step and let the other side have its turn; not after the last one, which something follows."""
+        self.wait()
         self.steps.wall.append(time.perf_counter() - self._wall)
         self.steps.cpu.append(time.thread_time() - self._cpu)
         if state.global_step < state.max_steps:
@@ -69,6 +75,7 @@ class StepClock(TrainerCallback):
         self._start()
 
     def _start(self) -> None:
+        self.wait()
         self._wall, self._cpu = time.perf_counter(), time.thread_time()
 
 
@@ -97,8 +104,8 @@ class Contestant:
     around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
 
-def in_turns(sides: Sequence[Contestant]) -> list[Steps]:
-    """Run the sides' trainings in turns."""
+def in_turns(sides: Sequence[Contestant], wait: Callable[[], None] = lambda: None) -> list[Steps]:
+    """Run the sides' trainings in turns; `wait` as in `StepClock`."""
     turns = _Turns(len(sides))
     found: list[Steps] = [Steps() for _ in sides]
     errors: list[BaseException] = []
@@ -117,7 +124,7 @@ def in_turns(sides: Sequence[Contestant]) -> list[Steps]:
             turns.wait(number)
             turn.enter_context(side.around())
             try:
-                clock = StepClock(switch)
+                clock = StepClock(switch, wait)
                 trainer = side.make(clock)
                 losses: list[Any] = []
                 keep_losses(trainer, losses)

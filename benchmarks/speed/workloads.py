@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from inputs import Pairs, Shape
@@ -61,6 +62,10 @@ class Workload:
         rank: of a LoRA adapter on all linear layers; None trains all weights.
         repeats: measured steps, or processes, of each side.
         tolerance: by how much losses of a step may differ, relatively, between sides that have the same objective.
+        learning_rate: of everybody.
+        device: `cpu` or `cuda`.
+        warm_people: so many people are trained by each side before the clock runs; a GPU's kernels are made then.
+        flops: whether floating-point operations are counted.
     """
 
     name: str
@@ -75,6 +80,16 @@ class Workload:
     rank: int | None = None
     repeats: int = 12
     tolerance: float = 1e-3
+    learning_rate: float = 1e-4
+    device: Literal["cpu", "cuda"] = "cpu"
+    warm_people: int = 0
+    flops: bool = False
+
+    def without(self, names: Collection[str]) -> Workload:
+        """The same without some sides, and without what is claimed of them."""
+        sides = {name: side for name, side in self.sides.items() if name not in names}
+        left = [replace(one, theirs=tuple(name for name in one.theirs if name in sides)) for one in self.claims]
+        return replace(self, sides=sides, claims=tuple(one for one in left if one.ours in sides and one.theirs))
 
 
 OURS, BAPO = Side("ours"), Side("ours", method="bapo")
@@ -236,6 +251,10 @@ class Curve:
     unit: str
     points: dict[int, Workload]
     per: dict[int, int]
+
+    def without(self, names: Collection[str]) -> Curve:
+        """The same without some sides."""
+        return replace(self, points={at: workload.without(names) for at, workload in self.points.items()})
 
 
 def _long(prompt: int, sides: dict[str, Side], vocabulary: int = 4096) -> Workload:

@@ -83,7 +83,7 @@ def _answered(
     settings, seed = config.generation, config.seed
     said = generate(base.model, base.tokenizer, prompts, settings, seed=seed, description="base")
     found: dict[Path, list[str]] = {}
-    for some in of_one_shape(folders):
+    for some in of_one_shape(base, folders):
         with opened_policies(base, some) as (policies, broken):
             if broken:
                 raise InputError(next(iter(broken.values())))

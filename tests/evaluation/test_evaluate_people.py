@@ -153,7 +153,7 @@ def test_people_share_batches_and_the_bases_part_is_done_once(
 def test_in_one_batch_everybody_is_measured_as_alone(
     population: Any, make_rows: Rows, probes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Adapters of two shapes, one that is broken and one that is missing among them."""
+    """Adapters of two shapes, two that only PEFT can run, one that is broken and one that is missing among them."""
     users = [f"user-{number}" for number in range(6)]
     held_out = population.anchored([row for user in users for row in make_rows([user])])
     adapters = {user: population.adapter(user, 0.1, seed=number) for number, user in enumerate(users)}
@@ -166,6 +166,9 @@ def test_in_one_batch_everybody_is_measured_as_alone(
     adapters["user-3"] = population.folder / "nowhere"
     weights = adapters["user-4"] / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
+    for user in ("user-0", "user-1"):
+        config = adapters[user] / "adapter_config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "use_rslora": True}))
     together = population.evaluate(adapters, held_out, probes=probes)
     monkeypatch.setattr(policies, "AT_ONCE", 1)
     alone = population.evaluate(adapters, held_out, probes=probes)

@@ -18,6 +18,7 @@ from pluralign.models import load_base
 from pluralign.models.anchoring import anchor_preferences, encoder_of
 from pluralign.models.cache import Cache
 from pluralign.models.layout import choose_layout
+from pluralign.models.matmul import quick_matmul
 from pluralign.people.removal import Removal, remove_people
 from pluralign.preferences import load_preferences
 from pluralign.resolve import resolve
@@ -78,15 +79,16 @@ def test_of_the_cache_goes_what_nobody_else_of_the_table_uses(trained: Any, coun
     def computed(rows: Any) -> tuple[int, int]:
         """Base responses and log-probs that the cache does not have."""
         counts = {kind: len(trained.lines(kind)) for kind in ("base_responses", "reference_logps")}
-        anchor_preferences(
-            base,
-            rows,
-            encoder=encoder,
-            settings=trained_with.base_responses,
-            cache=Cache(trained.cache),
-            layout=layout,
-            branches=("chosen", "rejected", "base"),
-        )
+        with quick_matmul():
+            anchor_preferences(
+                base,
+                rows,
+                encoder=encoder,
+                settings=trained_with.base_responses,
+                cache=Cache(trained.cache),
+                layout=layout,
+                branches=("chosen", "rejected", "base"),
+            )
         new = {kind: len(trained.lines(kind)) - count for kind, count in counts.items()}
         return new["base_responses"], new["reference_logps"]
 

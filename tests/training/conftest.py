@@ -111,3 +111,25 @@ def metrics() -> Callable[..., list[dict[str, Any]]]:
         return [line for line in lines if user is None or line["user"] == user]
 
     return read
+
+
+def assert_same_figures(found: Any, expected: Any) -> None:
+    """Equal, but for the rounding of batches that hold other people."""
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        for name, value in expected.items():
+            assert_same_figures(found[name], value)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same_figures(one, other)
+    else:
+        assert found == expected
+
+
+@pytest.fixture
+def same_figures() -> Callable[[Any, Any], None]:
+    """Asserts that two evaluations say the same."""
+    return assert_same_figures

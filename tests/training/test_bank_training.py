@@ -291,6 +291,22 @@ def test_validation_without_the_metric_that_decides(at_once: bool, make_rows: An
     assert all("gives no 'rewards/victory'" in reason for reason in result.skipped.values())
 
 
+def test_the_adapter_before_the_first_step_is_never_the_best(
+    make_rows: Any, make_config: Any, compare: Any, tmp_path: Path
+) -> None:
+    """With held-out pairs that are the training's the other way round, every step makes validation worse."""
+    table = make_rows(["a", "b"], 8)
+    turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in table]
+    held_out = tmp_path / "turned.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in turned))
+    extra = {"eval_on_start": True}
+    training = {"load_best_model_at_end": True, "learning_rate": 0.05, "extra_arguments": extra}
+    changes = {"data": {"validation": str(held_out)}, "dtype": "float64", "training": training}
+    alone = train(make_config(table, "alone", engine="trainer", **changes))
+    together = train(make_config(table, "together", engine="bank", **changes))
+    assert compare(together, alone) < 1e-10
+
+
 # ---- the schedule ----
 
 
@@ -331,7 +347,8 @@ def test_what_the_bank_refuses(changes: Any, message: str, make_rows: Any, make_
     config = make_config(make_rows(["a"]), engine="bank", **changes)
     with pytest.raises(InputError, match=message):
         train(config)
-    assert not (Path(config.output_dir) / "adapters").exists()
+    # The corrected command finds nothing begun.
+    assert not Path(config.output_dir).exists()
 
 
 def test_slots_that_do_not_fit(make_rows: Any, make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,6 +356,7 @@ def test_slots_that_do_not_fit(make_rows: Any, make_config: Any, monkeypatch: py
     config = make_config(make_rows(list("abcdefgh"), 4), engine="bank", bank={"slots": 8})
     with pytest.raises(InputError, match=r"bank.slots is 8: .* At most \d would fit"):
         train(config)
+    assert not Path(config.output_dir).exists()
     few = train(make_config(make_rows(list("abcdefgh"), 4), "few", engine="bank"))
     assert len(few.adapters) == 8
 

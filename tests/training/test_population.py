@@ -153,6 +153,7 @@ def test_full_fine_tuning(make_rows: Any, make_config: Any) -> None:
         ({"weighting": {"column": "wieght"}}, "no row has the column 'wieght'"),
         ({"loss": {"beta": 0.0}}, "loss.beta"),
         ({"evaluation": {"probes": "nowhere.jsonl"}}, "nowhere.jsonl"),
+        ({"parameters": {"target_modules": ["query"]}, "engine": "trainer"}, "There are: .*q_proj"),
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused_before_anything_is_written(
@@ -161,7 +162,7 @@ def test_a_configuration_that_cannot_work_is_refused_before_anything_is_written(
     config = make_config(make_rows(["a"], pairs=4), **changes)
     with pytest.raises(InputError, match=message):
         train(config)
-    assert not (Path(config.output_dir) / "adapters").exists()
+    assert not Path(config.output_dir).exists()
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
@@ -326,6 +327,17 @@ def test_another_run_is_refused_and_the_same_one_is_kept(make_rows: Any, make_co
     replaced = train(make_config(make_rows(["a", "c"]), overwrite=True))
     assert sorted(replaced.adapters) == ["a", "c"]
     assert not (result.output_dir / "adapters" / "b").exists()
+
+
+def test_arguments_of_the_trainer_alone_are_part_of_the_run(make_rows: Any, make_config: Any) -> None:
+    training = {"extra_arguments": {"adam_beta2": 0.9}, "max_steps": 1}
+    config = make_config(make_rows(["a"]), training=training)
+    result = train(config)
+    assert train(config) == result
+    for other in ({}, {"adam_beta2": 0.8}, {"adam_beta1": 0.9}):
+        with pytest.raises(InputError, match=r"differs in training\.extra_arguments\. "):
+            train(make_config(make_rows(["a"]), training={**training, "extra_arguments": other}))
+    assert list(train(make_config(make_rows(["a", "b"]), training=training)).adapters) == ["a", "b"]
 
 
 def test_a_folder_that_was_moved_goes_on_with_its_best_checkpoint(

@@ -161,7 +161,7 @@ class _Run:
         kept: dict[Request, Any] = {}
         with progress_bar() as progress:
             task = progress.add_task("evaluating", total=len(self.measured))
-            for folders in of_one_shape(by_folder):
+            for folders in of_one_shape(self.base, by_folder):
                 with opened_policies(self.base, folders) as (policies, broken):
                     self.done("adapters")
                     served = {number: by_folder[folder] for number, folder in enumerate(folders)}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from torch import nn
 
 from pluralign.config import ModelConfig, ParametersConfig
@@ -21,6 +22,19 @@ from pluralign.storage import read_json
 
 AT_ONCE = 32
 """Adapters in memory at a time."""
+_SHAPE = {"r", "lora_alpha", "target_modules"}
+_NO_MATTER = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "lora_dropout",
+    "peft_version",
+    "revision",
+    "task_type",
+}
+"""Settings of an adapter that change nothing of what it computes once it is trained."""
 
 
 @dataclass(frozen=True)
@@ -98,24 +112,26 @@ def opened_policies(base: Base, folders: Sequence[Path]) -> Iterator[tuple[Polic
             yield Policies(one.model, lambda _: nullcontext(), one.base_model), failed
         return
     bank = LoraBank(base, _parameters(folders[0]), len(folders))
-    for slot, folder in enumerate(folders):
-        try:
-            bank.load(slot, folder)
-        except InputError as error:
-            failed[slot] = str(error)
     try:
+        for slot, folder in enumerate(folders):
+            try:
+                bank.load(slot, folder)
+            except InputError as error:
+                failed[slot] = str(error)
         yield Policies(base.model, lambda people: bank.rows(torch.tensor(people)), lambda: _itself(base.model)), failed
     finally:
         bank.detach()
 
 
-def of_one_shape(folders: Iterable[Path]) -> list[list[Path]]:
+def of_one_shape(base: Base, folders: Iterable[Path]) -> list[list[Path]]:
     """Folders in groups that `opened_policies` takes."""
+    head = base.model.get_output_embeddings()
+    names = [name.rpartition(".")[2] for name, module in base.model.named_modules() if module is head]
     alone: list[list[Path]] = []
     shaped: dict[Any, list[Path]] = {}
     for folder in folders:
         shape = _shape(folder)
-        if shape is None:
+        if shape is None or any(name in shape[2] for name in names):
             alone.append([folder])
         else:
             shaped.setdefault(shape, []).append(folder)
@@ -127,7 +143,12 @@ def _shape(folder: Path) -> tuple[Any, ...] | None:
     """What adapters of one bank have in common; None for what no bank takes."""
     try:
         config = read_json(folder / "adapter_config.json")
-        if config["peft_type"] != "LORA" or "lm_head" in (targets := config["target_modules"]):
+        targets = config["target_modules"]
+        if config["peft_type"] != "LORA":
+            return None
+        # What a bank does not have (DoRA, biases, ranks by layer, ...) stands in a setting that is not as usual.
+        usual = LoraConfig().to_dict()
+        if any(usual.get(name) != value for name, value in config.items() if name not in _SHAPE | _NO_MATTER):
             return None
         return config["r"], config["lora_alpha"], targets if isinstance(targets, str) else tuple(sorted(targets))
     except (InputError, KeyError, TypeError):

@@ -180,14 +180,15 @@ class LoraBank:
 
         Args:
             slots: [R] int64, `NONE` for a row of the bare base. Rows hold equally many tokens; where a row of the
-                batch holds several people's tokens side by side, its equal pieces count as rows here.
+                batch holds several people's tokens side by side, its equal pieces count as rows here. On the CPU they
+                cost no wait for the device.
             keys: [R] int64, drawn from by dropout; without them there is none.
         """
         if bool((slots == NONE).all()):
             yield
             return
         index = torch.where(slots == NONE, self.slots, slots).to(self.base.device)
-        self._rows = _Rows(index, keys if self.dropout else None)
+        self._rows = _Rows(index, keys.to(self.base.device) if self.dropout and keys is not None else None)
         try:
             yield
         finally:

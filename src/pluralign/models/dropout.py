@@ -37,7 +37,7 @@ def keep_scale(keys: Tensor, layer: int, shape: torch.Size | tuple[int, int], pr
 
 
 def _mix(value: Tensor) -> Tensor:
-    """32 bits to 32 well-mixed bits (the finaliser of MurmurHash3), in int64 so that nothing wraps into the sign."""
+    """32 bits to 32 well-mixed bits (the finaliser of MurmurHash3); in int64, what wraps lies above the bits kept."""
     value = value ^ (value >> 16)
     value = (value * 0x85EBCA6B) & _LOW
     value = value ^ (value >> 13)

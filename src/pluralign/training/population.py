@@ -154,9 +154,11 @@ class Population:
                 recompute_activations(model, on=False)
 
     def _keep_last_good(self, user: str, trainer: PreferenceTrainer, reason: str) -> None:
-        """Save the last checkpoint of a failed training as the person's adapter, with a note; nothing without one."""
+        """Save a failed training's last checkpoint, where there is one, with a note; an adapter before it stays."""
         checkpoint = last_checkpoint(self.folder.state(user))
-        if checkpoint is None:
+        if self.record.stays(user):
+            self.record.skipped[user] = f"{reason}; the adapter before it stays"
+        elif checkpoint is None:
             self.record.skipped[user] = f"{reason}; there was no checkpoint to keep"
         else:
             step = int(checkpoint.name.rpartition("-")[2])

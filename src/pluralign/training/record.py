@@ -87,6 +87,10 @@ class Record:
         """Whether there is nothing more to do for a person."""
         return user not in self.again and (user in self.finished or user in self.skipped)
 
+    def stays(self, user: str) -> bool:
+        """Whether a person has an adapter that only a training without failure replaces."""
+        return user in self.again and user in self.finished
+
     def remaining(self, users: Sequence[str]) -> list[str]:
         """Those of whom nothing is decided yet."""
         return [user for user in users if not self.decided(user)]

@@ -121,6 +121,9 @@ class Run:
         census, growth, record, works = found.census, found.growth, found.record, found.works
         on_cluster = works and config.engine == "ray"
         with connected() if on_cluster else contextlib.nullcontext():
+            if growth.people and (found.standing is Standing.NEW or self.folder.unfinished() is None):
+                # On a cluster the slots are held by machines that are not asked yet.
+                self.worker.check_adapters(1 if on_cluster else len(self._own_share(growth.people)))
             # Only now: what is refused leaves the folder to the corrected command.
             self._wait()
             if works and self.arguments.should_save:
@@ -166,7 +169,7 @@ class Run:
 
     def _train_people(self, census: Census, growth: Growth, record: Record, *, on_cluster: bool) -> None:
         people = {person.user: person for person in census.people}
-        order, users = list(people), [person.user for person in growth.people]
+        order, users, own = list(people), [person.user for person in growth.people], self._own_share(growth.people)
         sizes = [len(person.train) for person in growth.people]
         # From here on everybody's rows are held by `people` alone, and go when they have been used.
         census.people, growth.people = [], []
@@ -177,22 +180,28 @@ class Run:
         if on_cluster:
             train_on_cluster(self.worker, people, users, sizes, record, growth.work.update)
         else:
-            self._train_here(people, users, sizes, record)
+            self._train_here(people, users, own, record)
         if self.arguments.should_save:
             self.folder.gather_metrics()
             shutil.rmtree(self.folder.path / "state", ignore_errors=True)
         record.arrange(order)
         record.write_index()
 
-    def _train_here(
-        self, people: dict[str, Person], users: Sequence[str], sizes: Sequence[int], record: Record
-    ) -> None:
+    @property
+    def _share(self) -> Share:
+        """What this process, of those that torchrun has started, trains by itself."""
+        return Share(self.arguments.process_index, self.arguments.world_size) if self.together else Share()
+
+    def _own_share(self, people: Sequence[Person]) -> list[str]:
+        return self._share.of([person.user for person in people], [len(person.train) for person in people])
+
+    def _train_here(self, people: dict[str, Person], users: Sequence[str], own: Sequence[str], record: Record) -> None:
         """Train in this process, and in the others that torchrun has started."""
-        share = Share(self.arguments.process_index, self.arguments.world_size) if self.together else Share()
+        share = self._share
         if self.together and self.arguments.should_save:
             take_up(self.folder, share.count, users)
         self._wait()
-        self.worker.train(people, share.of(users, sizes), record, share)
+        self.worker.train(people, own, record, share)
         self._wait()
         if share.count > 1:
             for others in gather_object([(record.finished, record.skipped, record.trained)]):

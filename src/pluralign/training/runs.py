@@ -140,7 +140,7 @@ class RunFolder:
         there = _read(self.path / CONFIG_FILE)
         made_with = there.pop(MADE_WITH, None) or {}
         finished, begun = self.is_finished(config.parameters.kind), self.unfinished()
-        there, here = flat(there), flat(asdict(config))
+        there, here = _keys(there), _keys(asdict(config))
         differing = _differing(there, here, movable=finished or begun is not None, finished=finished)
         if (begun.data_hash if begun else made_with.get("data_hash")) != data_hash:
             if finished and not differing and not config.overwrite:
@@ -268,7 +268,7 @@ class RunFolder:
         """Note that all is done, and on which table; those it was on before are kept as `earlier_data`."""
         there = _read(self.path / CONFIG_FILE)
         made_with = there.pop(MADE_WITH, None) or {}
-        moved = _differing(flat(there), flat(asdict(config)), movable=False, finished=True)
+        moved = _differing(_keys(there), _keys(asdict(config)), movable=False, finished=True)
         if (earlier := made_with.get("data_hash")) != data_hash:
             made_with |= {"data_hash": data_hash, "earlier_data": [*made_with.get("earlier_data", []), earlier]}
             moved.append("the content of the data")
@@ -310,6 +310,11 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
+def _keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys with their values; a dictionary of the user's own (`training.extra_arguments`) is one value."""
+    return flat(values, flat(asdict(TrainConfig())))
+
+
 def _differing(there: dict[str, Any], here: dict[str, Any], *, movable: bool, finished: bool) -> list[str]:
     """Keys that make two runs; a key that an older version did not know had its default.
 
@@ -319,7 +324,7 @@ def _differing(there: dict[str, Any], here: dict[str, Any], *, movable: bool, fi
         movable: whether the table may stand elsewhere.
         finished: whether nothing is half done, so that it may be gone on with another engine.
     """
-    there = {**flat(asdict(TrainConfig())), **there}
+    there = {**_keys(asdict(TrainConfig())), **there}
     missing = object()
     keys = [key for key in dict.fromkeys((*there, *here)) if there.get(key, missing) != here.get(key, missing)]
     same = {*_NOT_THE_RUN, *(_WHERE_THE_DATA_IS if movable else ()), *(_HOW_IT_IS_TRAINED if finished else ())}
@@ -330,7 +335,7 @@ def _differing(there: dict[str, Any], here: dict[str, Any], *, movable: bool, fi
 
 def _named(values: dict[str, Any], keys: Sequence[str]) -> str:
     """Keys with their values, in words; one that an older version did not know had its default."""
-    known = {**flat(asdict(TrainConfig())), **values}
+    known = {**_keys(asdict(TrainConfig())), **values}
     return ", ".join(f"{key} {'of its own choice' if known[key] is None else known[key]}" for key in keys)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from transformers import TrainingArguments
 
 from pluralign.config import ModelConfig, TrainConfig
+from pluralign.models.adapters import adapter_layers
 from pluralign.models.anchoring import Anchored, adopt_anchored, anchor_preferences, encoder_of
+from pluralign.models.bank import LoraBank
 from pluralign.models.base import load_base
 from pluralign.models.cache import Cache
 from pluralign.models.layout import choose_layout
@@ -19,6 +22,7 @@ from pluralign.models.rows import Layout
 from pluralign.objectives import Objective
 from pluralign.training.arguments import local_device
 from pluralign.training.bank import BankPopulation
+from pluralign.training.bank.capacity import choose_slots
 from pluralign.training.people import Person
 from pluralign.training.population import Population
 from pluralign.training.record import Record, Rows
@@ -67,6 +71,22 @@ class Worker:
     def model_config(self) -> ModelConfig:
         """What the base is loaded by, on the device of this process."""
         return replace(self.config, device=local_device(self.arguments, self.config.device))
+
+    def check_adapters(self, people: int) -> None:
+        """Try out whether the base takes adapters as configured, and memory the slots: before a run is begun.
+
+        Args:
+            people: to be trained by this worker.
+
+        Raises:
+            InputError: a target module does not exist or is none for the bank, or the slots do not fit.
+        """
+        parameters = self.config.parameters
+        if self.together:
+            size = partial(choose_slots, self.config, people, device=self.base.device)
+            LoraBank(self.base, parameters, lambda each: min(1, size(each))).detach()
+        elif parameters.kind == "lora":
+            adapter_layers(self.base, parameters)
 
     def train(
         self,

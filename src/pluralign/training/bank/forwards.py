@@ -141,9 +141,14 @@ class Forwards:
         examples = [example for unit in units for example in unit.examples]
         # The base's rows stand behind everybody's.
         batch = self.collator([*examples, *examples] if self.from_forward else examples)
-        batch["responses"] = batch["responses"].to(self.device)
+        responses = batch["responses"]
         if self.packs:
-            batch["responses"] = pack(batch["responses"], self.tokens, pad_id=self.collator.pad_id)
+            responses = pack(responses, self.tokens, pad_id=self.collator.pad_id)
+        # Asked here and not on the device, which would have to be waited for.
+        batch["examples"] = (
+            examples_of(responses) if responses.row_ids is None else responses.row_ids.flatten()[::BLOCK]
+        )
+        batch["responses"] = responses.to(self.device)
         batch["reference"] = {name: value.to(self.device) for name, value in batch["reference"].items()}
         batch["weight"] = batch["weight"][: len(examples)].to(self.device)
         return batch
@@ -154,15 +159,12 @@ class Forwards:
         if self.from_forward:
             slots, keys = slots + [NONE] * len(slots), keys + keys
         # One more for positions that nobody's row fills.
-        slot = torch.tensor([*slots, NONE], device=self.device)
-        row_ids = batch["responses"].row_ids
-        example = examples_of(batch["responses"]) if row_ids is None else row_ids.flatten()[::BLOCK]
-        row_keys = None
+        slot, example, row_keys = torch.tensor([*slots, NONE]), batch["examples"], None
         if training and self.bank.dropout > 0:
             # Rows (or blocks) of one example drop each on their own.
             own = example[:, None] == example
             place = own.tril(-1).sum(dim=1)
-            row_keys = torch.tensor([*keys, 0], device=self.device)[example] + place
+            row_keys = torch.tensor([*keys, 0])[example] + place
         return self.bank.rows(slot[example], keys=row_keys)
 
     def _pack(self, units: Sequence[Unit]) -> Iterator[list[Unit]]:

@@ -88,7 +88,7 @@ class Learner:
         return self.control.should_training_stop or self.state.global_step >= self.schedule.max_steps
 
     def begin(self) -> None:
-        """Tell the callbacks, unless a snapshot has brought the person back in the middle."""
+        """Tell the callbacks; who has made no step yet is validated first, where `eval_on_start` asks for it."""
         self._notify("on_train_begin")
         self.control.should_evaluate = bool(self.arguments.eval_on_start and self.state.global_step == 0)
 
@@ -162,7 +162,8 @@ class Learner:
         self._note_best(metrics[name])
 
     def _note_best(self, value: float) -> None:
-        if self.arguments.metric_for_best_model is None:
+        # As in the Trainer, what nobody has trained yet is never the best.
+        if self.arguments.metric_for_best_model is None or self.state.global_step == 0:
             return
         better = np.greater if self.arguments.greater_is_better else np.less
         worst = float("-inf") if self.arguments.greater_is_better else float("inf")

@@ -137,10 +137,10 @@ class BankPopulation:
         if self.config.training.gradient_checkpointing:
             recompute_activations(self.base.model, on=False)
             self.base.model.eval()
-        for tracker in self._trackers:
-            tracker.close()
         self.learners.clear()
         self.bank.detach()
+        for tracker in self._trackers:
+            tracker.close()
 
     def _begin(self, users: Sequence[str], supply: Supply) -> None:
         states = self._snapshot.learners if self._snapshot else []
@@ -221,10 +221,10 @@ class BankPopulation:
         """Whether there is an adapter to keep; the reason is noted where training failed."""
         if learner.failure is None:
             return True
-        step = learner.state.global_step
-        good = step > 0 and bool(learner.adapter.isfinite().all())
+        step, stays = learner.state.global_step, self.record.stays(learner.user)
+        good = step > 0 and not stays and bool(learner.adapter.isfinite().all())
         kept = f"what is kept is from step {step}" if good else "there was no step to keep"
-        self.record.skipped[learner.user] = f"{learner.failure}; {kept}"
+        self.record.skipped[learner.user] = f"{learner.failure}; {'the adapter before it stays' if stays else kept}"
         return good
 
     # ---- a step ----
