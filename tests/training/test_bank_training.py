@@ -18,6 +18,7 @@ from pluralign.objectives import sigmoid_loss
 from pluralign.training import train
 from pluralign.training.bank.forwards import Forwards
 from pluralign.training.bank.schedule import Schedule
+from pluralign.training.bank.snapshots import Snapshots
 
 PEOPLE = {"a": 12, "b.c": 5, "": 0, "é": 30, "d": 3, "e": 17}
 TRAINING = {
@@ -305,6 +306,33 @@ def test_the_adapter_before_the_first_step_is_never_the_best(
     alone = train(make_config(table, "alone", engine="trainer", **changes))
     together = train(make_config(table, "together", engine="bank", **changes))
     assert compare(together, alone) < 1e-10
+
+
+def test_a_resumed_run_anchors_the_same_waves(
+    make_rows: Any, make_config: Any, weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between two waves, with a cache of its own: references of the rest come from the batches they would."""
+    monkeypatch.setattr("pluralign.training.worker.WAVE_ROWS", 16)
+    monkeypatch.setattr(Snapshots, "affordable", True)
+    common = {"engine": "bank", "bank": {"slots": 2}, "training": {"save_strategy": "epoch"}}
+    undisturbed = train(make_config(uneven(make_rows), "undisturbed", cache_dir=str(tmp_path / "one"), **common))
+    kept, written = Snapshots.write, []
+
+    def stop_at_the_third(self: Any, make: Any) -> None:
+        kept(self, make)
+        written.append(make)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+
+    config = make_config(uneven(make_rows), "stopped", cache_dir=str(tmp_path / "other"), **common)
+    with monkeypatch.context() as patch:
+        patch.setattr(Snapshots, "write", stop_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    done = train(config)
+    assert list(done.adapters) == list(undisturbed.adapters)
+    for user, place in done.adapters.items():
+        torch.testing.assert_close(weights(place), weights(undisturbed.adapters[user]), rtol=0, atol=0)
 
 
 # ---- the schedule ----

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 
 import torch
 from transformers import TrainingArguments
@@ -112,7 +113,8 @@ class Worker:
         if users:
             rows = (row for user in users for row in (*people[user].train, *people[user].held_out))
             adopt_anchored(rows, base=self.base, encoder=self.encoder, cache=self.cache, layout=self.layout)
-            engine.train(users, lambda asked: self._supply(people.pop(user) for user in asked))
+            numbers = wave_numbers(people.values())
+            engine.train(users, lambda asked: self._supply((people.pop(user) for user in asked), numbers))
 
     def _engine(self, record: Record, share: Share) -> BankPopulation | Population:
         parts = (self.config, self.base, self.objective, self.arguments)
@@ -120,9 +122,9 @@ class Worker:
             return Population(*parts, self.folder, self.layout, record)
         return BankPopulation(*parts, self.folder.share(share), self.layout, record, share)
 
-    def _supply(self, people: Iterable[Person]) -> Iterator[tuple[str, Rows]]:
+    def _supply(self, people: Iterable[Person], numbers: Mapping[str, int]) -> Iterator[tuple[str, Rows]]:
         """Rows in the order asked for, anchored some people at a time: what is not needed yet takes no room."""
-        for wave in waves(people):
+        for wave in waves(people, numbers):
             yield from _handed_out(self.anchor(wave))
 
     def precision(self) -> torch.autocast:
@@ -161,18 +163,24 @@ class Worker:
         return [replace(row, reference=logps) for row, logps in zip(rows, found, strict=True)]
 
 
-def waves(people: Iterable[Person]) -> Iterator[list[Person]]:
-    """People whose rows are anchored together."""
-    wave: list[Person] = []
+def wave_numbers(people: Iterable[Person]) -> dict[str, int]:
+    """Person -> number of the wave that anchors their rows.
+
+    It follows from the rows of everybody before them in the table, whoever of these is finished by now: a run that was
+    killed goes on with the waves it would have had, and so with the same batches of references.
+    """
+    numbers: dict[str, int] = {}
     rows = 0
     for person in people:
-        wave.append(person)
+        numbers[person.user] = rows // WAVE_ROWS
         rows += len(person.train) + len(person.held_out)
-        if rows >= WAVE_ROWS:
-            yield wave
-            wave, rows = [], 0
-    if wave:
-        yield wave
+    return numbers
+
+
+def waves(people: Iterable[Person], numbers: Mapping[str, int]) -> Iterator[list[Person]]:
+    """People whose rows are anchored together: neighbours of one wave."""
+    for _, wave in groupby(people, key=lambda person: numbers[person.user]):
+        yield list(wave)
 
 
 def _handed_out(rows: dict[str, Rows]) -> Iterator[tuple[str, Rows]]:

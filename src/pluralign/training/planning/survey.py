@@ -14,7 +14,7 @@ from pluralign.preferences import Preference
 from pluralign.training.people import Person
 from pluralign.training.planning.costs import Work
 from pluralign.training.run import Run
-from pluralign.training.worker import waves
+from pluralign.training.worker import wave_numbers, waves
 
 UNKNOWN = -1
 """Length of a base response that is not there yet."""
@@ -123,7 +123,7 @@ class Surveyor:
         lengths: list[PersonLengths] = []
         branches = self.run.objective.branches
         logps = self.trained_logps if self.worker.caches_references else None
-        for wave in waves(people):
+        for wave in waves(people, wave_numbers(people)):
             flat = [row for person in wave for row in (*person.train, *person.held_out)]
             found = iter(self._look(flat, branches, logps, training))
             for person in wave:
