@@ -223,8 +223,13 @@ class BankPopulation:
             return True
         step, stays = learner.state.global_step, self.record.stays(learner.user)
         good = step > 0 and not stays and bool(learner.adapter.isfinite().all())
-        kept = f"what is kept is from step {step}" if good else "there was no step to keep"
-        self.record.skipped[learner.user] = f"{learner.failure}; {'the adapter before it stays' if stays else kept}"
+        if good:
+            kept = f"what is kept is from step {step}"
+        elif stays:
+            kept = "the adapter before it stays"
+        else:
+            kept = "the adapter is not finite" if step else "there was no step to keep"
+        self.record.skipped[learner.user] = f"{learner.failure}; {kept}"
         return good
 
     # ---- a step ----

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
 from pluralign.training.batches import EpochSampler
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Schedule:
     """A person's steps.
 
@@ -31,6 +30,8 @@ class Schedule:
     accumulation: int
     seed: int | None
     max_steps: int
+    # Of one epoch at a time: all of a large group would be many numbers.
+    _order: tuple[int, list[int]] = field(default=(-1, []), init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, arguments: TrainingArguments, rows: int) -> Schedule:
@@ -59,11 +60,13 @@ class Schedule:
     def batches(self, step: int) -> list[list[int]]:
         """Row numbers of each batch of a step (from 0)."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        order = _order(self.rows, self.seed, epoch)
+        if self._order[0] != epoch:
+            self._order = epoch, list(EpochSampler(self.rows, seed=self.seed, epoch=lambda: epoch))
+        order = self._order[1]
         size = self.batch_size
         first = within * self.accumulation
         numbers = range(first, min(first + self.accumulation, self.batches_per_epoch))
-        return [list(order[number * size : (number + 1) * size]) for number in numbers]
+        return [order[number * size : (number + 1) * size] for number in numbers]
 
     def epochs_done(self, steps: int) -> float:
         """Epochs after so many steps, as the Trainer counts them."""
@@ -73,8 +76,3 @@ class Schedule:
     def ends_epoch(self, steps: int) -> bool:
         """Whether an epoch is over after so many steps."""
         return steps % self.steps_per_epoch == 0
-
-
-@lru_cache(maxsize=1024)
-def _order(rows: int, seed: int | None, epoch: int) -> tuple[int, ...]:
-    return tuple(EpochSampler(rows, seed=seed, epoch=lambda: epoch))
