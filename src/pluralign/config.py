@@ -85,6 +85,11 @@ class BaseAnchorConfig:
     """Mean log-prob per token instead of the sum."""
     placement: Literal["outside", "inside"] = "outside"
     """Added to the pairwise loss, or subtracted from the margin inside it."""
+    prompts: str | list[str] = field(default_factory=list)
+    """Prompts without a pair, or files of them (a table with a `prompt` column, or `.txt` with one a line), whose base
+    responses are kept as well: everybody gets some of them beside their pairs."""
+    prompts_per_pair: float = 0.25
+    """Rows of such prompts a person gets for each of their rows to learn from, > 0."""
 
 
 @dataclass

@@ -23,6 +23,12 @@ from pluralign.models.rows import PADDING, ResponseBatch, collate
 NAMES = ("a", "b", "c")
 
 
+@pytest.fixture(autouse=True, params=[0, attention.PIECE_COST, 2**40], ids=["in pieces", "as it is", "whole"])
+def piece_cost(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows in pieces, rows under the whole mask, and whichever is cheaper are the same attention."""
+    monkeypatch.setattr(attention, "PIECE_COST", request.param)
+
+
 def rows(shapes: list[tuple[int, list[int]]], side: Any = "right") -> ResponseBatch:
     encoded = [
         Encoded([1] * prompt, {name: [2] * length for name, length in zip(NAMES, responses, strict=False)})
@@ -103,6 +109,19 @@ def test_what_the_mask_hides_is_not_computed() -> None:
     needed = 300 * 301 // 2 + sum(length * 300 + length * (length + 1) // 2 for length in (70, 50, 60))
     assert needed < cut.weights < 1.25 * needed < 0.6 * 480**2
     assert sorted(place for piece in cut.pieces for place in range(piece.start, piece.stop)) == list(range(480))
+
+
+def test_many_short_shapes_are_taken_together_and_long_rows_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    for shapes, together in (
+        ([(9 + number, [3 + number, 2]) for number in range(20)], True),
+        ([(600 + number, [200, 200]) for number in range(4)], False),
+        ([(24, [12, 12])] * 20, False),
+    ):
+        batch = rows(shapes)
+        cuts = cut_rows(batch.segment_ids, causal=True)
+        taken = attention._cheaper(cuts, len(shapes), 4, batch.input_ids.shape[1])
+        assert (taken is not cuts) == together
 
 
 def test_rows_that_are_cut_alike_go_together() -> None:

@@ -344,11 +344,16 @@ def test_a_folder_that_was_moved_goes_on_with_its_best_checkpoint(
     make_rows: Any, make_config: Any, weights: Any, metrics: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Stopped behind its best checkpoint, moved, and gone on with."""
-    settings = {"learning_rate": 0.3, "lr_scheduler_type": "constant", "num_train_epochs": 5}
-    training = {**settings, "load_best_model_at_end": True}
-    undisturbed = train(make_config(make_rows(["a"]), "undisturbed", training=training))
+    # Held-out pairs the other way round: whatever is learned makes them worse, and the first epoch is the best.
+    table = make_rows(["a"], 12)
+    turned = tmp_path / "turned.jsonl"
+    rows = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in table]
+    turned.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = {"validation": str(turned)}
+    training = {"learning_rate": 0.01, "num_train_epochs": 5, "load_best_model_at_end": True}
+    undisturbed = train(make_config(table, "undisturbed", training=training, data=data))
     losses = [line["eval_loss"] for line in metrics(undisturbed.output_dir) if "eval_loss" in line]
-    assert losses.index(min(losses)) < 3
+    assert losses.index(min(losses)) == 0
     kept = PreferenceTrainer._save_checkpoint
 
     def stop_at_epoch_4(self: Any, *args: Any) -> None:
@@ -357,7 +362,7 @@ def test_a_folder_that_was_moved_goes_on_with_its_best_checkpoint(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(PreferenceTrainer, "_save_checkpoint", stop_at_epoch_4)
-    config = make_config(make_rows(["a"]), "stopped", training=training)
+    config = make_config(table, "stopped", training=training, data=data)
     with pytest.raises(KeyboardInterrupt):
         train(config)
     monkeypatch.undo()

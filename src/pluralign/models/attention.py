@@ -5,7 +5,8 @@ over all keys, and its own products are slower than those of the libraries.
 
 Rows are cut into pieces of consecutive queries. A piece has the keys that all its queries may see, and after them the
 queries' own, which they see causally. In a shared row the prompt's pieces see the prompt so far, and a branch's see the
-prompt and the branch so far; other branches are never touched. Scores are rounded to the dtype of the inputs before the
+prompt and the branch so far; other branches are never touched. Short rows of many shapes are taken together instead,
+under the whole mask. Scores are rounded to the dtype of the inputs before the
 softmax, which runs in float32, as in the `eager` attention of transformers.
 """
 
@@ -30,6 +31,8 @@ BLOCKED = "blocked"
 """Name of this kernel among transformers' attention implementations."""
 BLOCK = 128
 """Queries of a piece at most: fewer leave less to hide in the causal part, more make larger matrix products."""
+PIECE_COST = 2**14
+"""What handling a piece costs beside its products, in attention weights: of short rows cut in many ways it is most."""
 KEPT_ELEMENTS = 2**22
 """Attention weights of a layer that are kept for the backward pass; where there are more, they are computed again."""
 
@@ -75,6 +78,10 @@ class Cut:
     def weights(self) -> int:
         """Attention weights of a row and head that are computed."""
         return sum((piece.stop - piece.start) * (piece.seen + piece.stop - piece.since) for piece in self.pieces)
+
+    def count(self, rows: int) -> int:
+        """How many of a batch's rows these are."""
+        return len(range(*self.rows.indices(rows))) if isinstance(self.rows, slice) else len(self.rows)
 
 
 def cut_rows(segment_ids: Tensor, *, causal: bool) -> list[Cut]:
@@ -152,9 +159,7 @@ def blocked_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    cuts = getattr(attention_mask, "cuts", None)
-    if cuts is None:
-        cuts = [Cut(slice(None), _pieces([0] * query.shape[2]), causal=False)]
+    cuts = _cheaper(getattr(attention_mask, "cuts", None), *query.shape[:3])
     kind = query.device.type
     autocast = torch.is_autocast_enabled(kind) and query.dtype != torch.float64
     dtype = torch.get_autocast_dtype(kind) if autocast else query.dtype
@@ -167,6 +172,15 @@ def _is_causal_square(module: nn.Module, query: Tensor, key: Tensor, mask: Tenso
     length = query.shape[2]
     square = mask.dtype == torch.bool and mask.shape[1:] == (1, length, length) and key.shape[2] == length > 1
     return square and getattr(module, "is_causal", True)
+
+
+def _cheaper(cuts: list[Cut] | None, rows: int, heads: int, length: int) -> list[Cut]:
+    """The cuts, or all rows under the whole mask where the cuts are so many that they cost more than they save."""
+    whole = Cut(slice(None), _pieces([0] * length), causal=False)
+    if cuts is None:
+        return [whole]
+    apart = sum(heads * cut.count(rows) * cut.weights + PIECE_COST * len(cut.pieces) for cut in cuts)
+    return cuts if apart <= heads * rows * whole.weights + PIECE_COST * len(whole.pieces) else [whole]
 
 
 class _Blocked(torch.autograd.Function):

@@ -20,6 +20,7 @@ from pluralign.models.encoding import Encoder
 from pluralign.models.matmul import quick_matmul
 from pluralign.objectives import Objective
 from pluralign.preferences import Preference, data_hash, load_preferences, split_preferences
+from pluralign.training.anchor_prompts import AnchorPrompts
 from pluralign.training.arguments import training_arguments
 from pluralign.training.bank.capacity import check_bank, uses_bank
 from pluralign.training.bank.snapshots import take_up
@@ -110,6 +111,7 @@ class Run:
         if config.engine == "ray":
             check_cluster(self.arguments)
         self.probes = _read_probes(config)
+        self.anchor_prompts = AnchorPrompts.of(config)
 
     def train(self) -> TrainResult:
         # Of several processes of one run, the one that writes holds the folder for all.
@@ -128,7 +130,13 @@ class Run:
             self._wait()
             if works and self.arguments.should_save:
                 fingerprint = self.worker.base.fingerprint
-                self.folder.begin(config, growth.work, base_fingerprint=fingerprint, standing=found.standing)
+                self.folder.begin(
+                    config,
+                    growth.work,
+                    base_fingerprint=fingerprint,
+                    standing=found.standing,
+                    anchor_prompts=self.anchor_prompts.digest,
+                )
             self._wait()
             self._train_people(census, growth, record, on_cluster=on_cluster)
         skipped = {**census.skipped, **record.skipped}
@@ -151,6 +159,8 @@ class Run:
         self.worker = worker = Worker(config, self.arguments, self.folder, together=self.together)
         if standing is not Standing.NEW and not self.folder.check_base(config, worker.base.fingerprint):
             standing = Standing.NEW
+        if standing is not Standing.NEW and not self.folder.check_anchor_prompts(config, self.anchor_prompts.digest):
+            standing = Standing.NEW
         training, held_out = split_preferences(
             preferences,
             validation=config.data.validation,
@@ -160,7 +170,8 @@ class Run:
             data=config.data,
         )
         _check_probes(self.probes, worker.encoder)
-        census = take_census(config, self.objective, worker.encoder, training, held_out)
+        learned = self.anchor_prompts.added_to(training, config)
+        census = take_census(config, self.objective, worker.encoder, learned, held_out)
         hashes = hashes_of(config, preferences, training, held_out)
         record = Record(self.folder, config.parameters.kind, hashes=hashes, writes=self.arguments.should_save)
         growth = plan_growth(config, self.folder, record, census, data_hash=digest, standing=standing)

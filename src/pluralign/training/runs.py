@@ -177,6 +177,25 @@ class RunFolder:
             )
         return bool(recorded == base_fingerprint)
 
+    def check_anchor_prompts(self, config: TrainConfig, digest: str | None) -> bool:
+        """Whether the run that is there, found the same by `check`, has these prompts without a pair.
+
+        Args:
+            config: of the call.
+            digest: of the prompts' content, None where there are none.
+
+        Raises:
+            InputError: it has others, and `overwrite` is not set.
+        """
+        same = self.made_with().get("anchor_prompts_hash") == digest
+        if not same and not config.overwrite:
+            raise InputError(
+                "the folder holds another run, which differs in the content of anchor.base.prompts",
+                where=str(self.path),
+                fix="Name another output_dir, bring the prompts back, or set --overwrite to begin anew.",
+            )
+        return same
+
     def is_finished(self, kind: str) -> bool:
         """Whether everybody of the run's table is decided; one that an older version left is known by its parts."""
         if (self.path / UNFINISHED_FILE).exists() or (self.path / "state").exists():
@@ -205,7 +224,7 @@ class RunFolder:
         return Unfinished(str(content.get("data_hash")), content["update"])
 
     def made_with(self) -> dict[str, Any]:
-        """What the run was made with: the hash of its data, its base's fingerprint, versions."""
+        """What the run was made with: hashes of data and anchoring prompts, the base's fingerprint, versions."""
         return _read(self.path / CONFIG_FILE).get(MADE_WITH) or {}
 
     # -- metrics --------------------------------------------------------------------------------------------------
@@ -241,7 +260,15 @@ class RunFolder:
 
     # -- begin and end --------------------------------------------------------------------------------------------
 
-    def begin(self, config: TrainConfig, work: Unfinished, *, base_fingerprint: str, standing: Standing) -> None:
+    def begin(
+        self,
+        config: TrainConfig,
+        work: Unfinished,
+        *,
+        base_fingerprint: str,
+        standing: Standing,
+        anchor_prompts: str | None = None,
+    ) -> None:
         """Note what is begun, before anything is trained; results of another run are removed first."""
         if standing is Standing.NEW:
             for name in _RESULTS:
@@ -254,6 +281,8 @@ class RunFolder:
                 "base_fingerprint": base_fingerprint,
                 "versions": versions(),
             }
+            if anchor_prompts is not None:
+                made_with["anchor_prompts_hash"] = anchor_prompts
             self._write_config(config, made_with)
         else:
             self._take_over_engine(config)

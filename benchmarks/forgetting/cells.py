@@ -1,0 +1,122 @@
+"""One cell: a recipe, a learning rate, a world, some people, trained together and asked at every mark."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ground import Ground
+from recipes import RECIPES
+
+from pluralign.storage import write_json
+
+MARKS = (8, 12, 18, 26, 40, 60, 90, 130, 180, 240)
+"""Optimiser steps after which people are asked."""
+PAIRS = 240
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is trained and asked.
+
+    Attributes:
+        recipe: name in `RECIPES`.
+        learning_rate: constant after ten steps of warm-up, so that every mark is the end of a training of its own.
+        seed: of world, model, people's draws and adapters.
+        people: numbers of the world's people.
+    """
+
+    recipe: str
+    learning_rate: float
+    seed: int
+    people: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Unique, and fit for a file's name."""
+        people = f"{len(self.people)}p{sum(number * 7**place for place, number in enumerate(self.people)) % 9973}"
+        return f"{self.recipe.replace(' ', '_')}@{self.learning_rate:g}-s{self.seed}-{people}"
+
+    def kept(self, work: Path) -> Path:
+        """Where its result lies."""
+        return work / "cells" / f"{self.name}.json"
+
+
+def result_of(cell: Cell, work: Path) -> dict[str, Any]:
+    """A cell's result: from its file, or made now."""
+    path = cell.kept(work)
+    if not path.exists():
+        write_json(path, _made(cell, work))
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _made(cell: Cell, work: Path) -> dict[str, Any]:
+    from pluralign.models.matmul import quick_matmul
+
+    ground = Ground(cell.seed, work)
+    out = work / "runs" / cell.name
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    began = time.process_time()
+    with quick_matmul():
+        found, base = _watched(_configuration(cell, ground, out, work), ground, MARKS)
+    shutil.rmtree(out, ignore_errors=True)
+    seconds = round(time.process_time() - began)
+    return {**asdict(cell), "marks": MARKS, "base": base, "people": found, "seconds": seconds}
+
+
+def _configuration(cell: Cell, ground: Ground, out: Path, work: Path) -> dict[str, Any]:
+    recipe = RECIPES[cell.recipe]
+    users = [ground.world.users(max(cell.people) + 1)[number] for number in cell.people]
+    return {
+        "method": "dpo",
+        "model": str(ground.model),
+        "data": {"path": str(ground.table(users, PAIRS)), "validation": 0.1},
+        "output_dir": str(out),
+        "cache_dir": str(work / "cache"),
+        "seed": cell.seed,
+        **recipe.settings(str(ground.general_prompts) if recipe.general else ""),
+        "training": {
+            "max_steps": MARKS[-1],
+            "learning_rate": cell.learning_rate,
+            "lr_scheduler_type": "constant_with_warmup",
+            "warmup_steps": 10,
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            "logging_steps": MARKS[-1],
+        },
+        "bank": {"slots": len(cell.people)},
+        "evaluation": {"generate": False},
+    }
+
+
+def _watched(
+    configuration: dict[str, Any], ground: Ground, marks: Sequence[int]
+) -> tuple[dict[str, dict[str, list[float | None]]], dict[str, float]]:
+    """Everybody's measures by mark, and what the base itself has of them."""
+    from watch import Exam, Watched
+
+    from pluralign.config import TrainConfig
+    from pluralign.resolve import resolve
+    from pluralign.training.record import Record
+    from pluralign.training.run import Run
+
+    config = resolve(TrainConfig, configuration)
+    run = Run(config)
+    census = run.prepare().census
+    worker = run.worker
+    rows = worker.anchor(census.people)
+    exam = Exam(ground, worker.base, worker.layout)
+    record = Record(run.folder, config.parameters.kind, hashes={}, writes=False)
+    watched = Watched(config, worker.base, worker.objective, run.arguments, run.folder, worker.layout, record)
+    watched.watch(exam, marks)
+    watched.train(watched.resume(list(rows)), lambda users: iter([(user, rows[user]) for user in users]))
+    if record.skipped:
+        raise RuntimeError(f"training failed: {record.skipped}")
+    return watched.found, exam.base_alone()

@@ -1,0 +1,92 @@
+"""The recipes that are compared: choices in the seats of the configuration, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method with its settings; the learning rate is apart.
+
+    Attributes:
+        name: unique.
+        loss, anchor, base_responses: the groups of the configuration.
+        ours: whether a base anchor is in it; the others are baselines.
+        general: whether prompts without a pair are added, as many for each pair.
+    """
+
+    name: str
+    loss: Settings
+    anchor: Settings = field(default_factory=dict)
+    base_responses: Settings = field(default_factory=dict)
+    ours: bool = False
+    general: float = 0.0
+
+    def settings(self, general_prompts: str) -> Settings:
+        """The groups of the configuration."""
+        anchor = {name: dict(value) for name, value in self.anchor.items()}
+        if self.general:
+            anchor["base"] |= {"prompts": general_prompts, "prompts_per_pair": self.general}
+        return {"loss": self.loss, "anchor": anchor, "base_responses": self.base_responses}
+
+
+SAMPLED = {"do_sample": True, "temperature": 1.0}
+
+
+def dpo(beta: float) -> Settings:
+    """The sigmoid loss."""
+    return {"type": "sigmoid", "beta": beta}
+
+
+def nll(weight: float) -> Settings:
+    """The likelihood of the chosen response."""
+    return {"nll": {"weight": weight}}
+
+
+def base(weight: float, form: str = "hinge", **more: Any) -> Settings:
+    """The base anchor, its weight as a multiple of beta."""
+    return {"base": {"weight": weight, "form": form, **more}}
+
+
+def _baselines() -> list[Recipe]:
+    found = [Recipe(f"dpo b{beta:g}", dpo(beta)) for beta in (0.05, 0.1, 0.3, 1.0, 3.0)]
+    found += [Recipe(f"ipo b{beta:g}", {"type": "ipo", "beta": beta}) for beta in (0.05, 0.2, 1.0)]
+    found += [Recipe(f"dpop w{weight:g}", dpo(0.1), {"chosen": {"weight": weight}}) for weight in (5.0, 50.0)]
+    found += [Recipe(f"dpo b{b:g} nll{w:g}", dpo(b), nll(w)) for b, w in ((0.1, 0.3), (0.1, 1.0), (1.0, 1.0))]
+    # Negative log-likelihood of the base's own samples: KL(base || policy) on the prompts, but for a constant.
+    found += [Recipe(f"dpo b0.1 kl{weight:g}", dpo(0.1), base(weight, "nll"), SAMPLED) for weight in (0.3, 1.0)]
+    return [*found, Recipe("sft", {"type": "nll", "length_average": True})]
+
+
+def _ours() -> list[Recipe]:
+    def made(name: str, beta: float, anchor: Settings, responses: Settings | None = None, general: float = 0) -> Recipe:
+        return Recipe(name, dpo(beta), anchor, responses or {}, ours=True, general=general)
+
+    found = [made(f"hinge{weight:g}", 0.1, base(weight)) for weight in (0.1, 0.3, 1.0)]
+    found += [
+        made("absolute0.3", 0.1, base(0.3, "absolute")),
+        made("squared0.03", 0.1, base(0.03, "squared")),
+        made("nll0.3", 0.1, base(0.3, "nll")),
+        made("token-hinge3", 0.1, base(3.0, per_token=True)),
+        made("hinge0.3 sampled", 0.1, base(0.3), SAMPLED),
+        made("hinge0.3 inside", 0.1, base(0.3, placement="inside")),
+        made("hinge0.1 nll1", 0.1, base(0.1) | nll(1.0)),
+        made("hinge0.3 nll1", 0.1, base(0.3) | nll(1.0)),
+        made("hinge0.3 general", 0.1, base(0.3), general=0.5),
+        made("hinge0.3 nll1 general", 0.1, base(0.3) | nll(1.0), general=0.5),
+        made("b1 hinge0.1", 1.0, base(0.1)),
+        made("b1 hinge0.3 nll1", 1.0, base(0.3) | nll(1.0)),
+        made("b1 hinge0.3 general", 1.0, base(0.3), general=0.5),
+        made("b1 hinge0.3 nll1 general", 1.0, base(0.3) | nll(1.0), general=0.5),
+        made("b0.3 hinge0.3 nll1 general", 0.3, base(0.3) | nll(1.0), general=0.5),
+    ]
+    return found
+
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*_baselines(), *_ours())}
+LEARNING_RATES = (2.5e-4, 5e-4, 1e-3)
+"""The trials of every recipe."""

@@ -1,0 +1,187 @@
+"""What people do and know at marks of their training: asked in the bank, between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ground import COVERED, INSIDE, UNCOVERED, Ground, Probe
+
+from pluralign.config import GenerationConfig
+from pluralign.models.bank import LoraBank
+from pluralign.models.base import Base
+from pluralign.models.generation import Generated, generate
+from pluralign.models.rows import Layout
+from pluralign.models.scoring import Forward, Request, score, score_owned
+from pluralign.training.bank import BankPopulation
+from pluralign.world import PLAIN
+
+SCOPES = (INSIDE, COVERED, UNCOVERED)
+ANSWERS = GenerationConfig(max_new_tokens=40, batch_size=256)
+MEASURES = ("style", "told", "base_prefix", "own_prefix", "degenerate", "covered", "uncovered", "loss")
+"""Of a person at a mark.
+
+style: share of greedy answers to held-out prompts inside the topics that are in the wanted style.
+told: share of all probes whose generated answer has the right value (of what the base tells; not of who declines).
+base_prefix, own_prefix: share of all probes where the right one of the options is the likeliest, after the opening of
+    the base's manner and of the person's own (of what the base ranks right).
+degenerate: share of degenerate answers.
+covered, uncovered: `told` (of who declines, `base_prefix`) outside the topics of the preferences, where general prompts
+    reach and where they do not.
+loss: mean loss on held-out pairs.
+"""
+
+
+@dataclass
+class Exam:
+    """The probes of a ground, in tokens, and what the base knows of them.
+
+    Attributes:
+        ground: world and probes.
+        base: with or without a bank.
+        layout: of the rows.
+    """
+
+    ground: Ground
+    base: Base
+    layout: Layout
+
+    def __post_init__(self) -> None:
+        tokenizer = self.base.tokenizer
+        turns = [[{"role": "user", "content": probe.question}] for probe in self.ground.probes]
+        self.prompts: list[list[int]] = [
+            tokenizer.apply_chat_template(turn, tokenize=True, add_generation_prompt=True, return_dict=False)
+            for turn in turns
+        ]
+        self.forward = Forward.of(self.base, self.layout)
+        self._words: dict[str, list[int]] = {}
+
+    def ask(self, bank: LoraBank, slots: Mapping[str, int]) -> dict[str, dict[str, float | None]]:
+        """Person -> measures, but for `loss`, of those in the given slots."""
+        users = list(slots)
+        said = self._answers(bank, [slots[user] for user in users])
+        ranked = self._ranked(bank, slots)
+        return {user: self._measures(user, said[slots[user]], ranked[slots[user]]) for user in users}
+
+    def base_alone(self) -> dict[str, float]:
+        """What the base itself tells and ranks right."""
+        scores = self._scores_of_base()
+        said = generate(self.base.model, self.base.tokenizer, self.prompts, ANSWERS)
+        right = [
+            self.ground.world.judge(probe.question, answer.text, finished=answer.finished).right is True
+            for probe, answer in zip(self.ground.probes, said, strict=True)
+        ]
+        return {"told": sum(right) / len(right), "base_prefix": sum(scores) / len(scores)}
+
+    def _scores_of_base(self) -> list[bool]:
+        asked = [self._requests(number, probe, PLAIN) for number, probe in enumerate(self.ground.probes)]
+        scores = score(self.base.model, [one for some in asked for one in some], self.forward)
+        return [scores[some[0]] > max(scores[one] for one in some[1:]) for some in asked]
+
+    def _answers(self, bank: LoraBank, slots: Sequence[int]) -> dict[int, list[Generated]]:
+        count = len(self.prompts)
+        made = generate(
+            self.base.model,
+            self.base.tokenizer,
+            [prompt for _ in slots for prompt in self.prompts],
+            ANSWERS,
+            around=lambda numbers: bank.rows(torch.tensor([slots[number // count] for number in numbers])),
+        )
+        return {slot: made[place * count : (place + 1) * count] for place, slot in enumerate(slots)}
+
+    def _ranked(self, bank: LoraBank, slots: Mapping[str, int]) -> dict[int, dict[tuple[int, str], bool]]:
+        """Slot -> (probe, manner) -> whether the right option is the likeliest."""
+        asked: dict[int, dict[tuple[int, str], list[Request]]] = {}
+        for user, slot in slots.items():
+            manners = dict.fromkeys((PLAIN, user.rsplit("-", 1)[0]))
+            asked[slot] = {
+                (number, manner): self._requests(number, probe, manner)
+                for number, probe in enumerate(self.ground.probes)
+                for manner in manners
+                if manner in probe.prefixes
+            }
+        requests = {slot: [one for some in own.values() for one in some] for slot, own in asked.items()}
+        scores = score_owned(self.base.model, requests, self.forward, lambda owners: bank.rows(torch.tensor(owners)))
+        return {
+            slot: {key: scores[slot][some[0]] > max(scores[slot][one] for one in some[1:]) for key, some in own.items()}
+            for slot, own in asked.items()
+        }
+
+    def _requests(self, number: int, probe: Probe, manner: str) -> list[Request]:
+        prompt = (*self.prompts[number], *self._tokens(probe.prefixes[manner]))
+        return [(prompt, tuple(self._tokens(option))) for option in probe.options]
+
+    def _tokens(self, text: str) -> list[int]:
+        if text not in self._words:
+            self._words[text] = self.base.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._words[text]
+
+    def _measures(
+        self, user: str, said: Sequence[Generated], ranked: Mapping[tuple[int, str], bool]
+    ) -> dict[str, float | None]:
+        probes, world, style = self.ground.probes, self.ground.world, user.rsplit("-", 1)[0]
+        judged = [
+            world.judge(probe.question, answer.text, user, finished=answer.finished)
+            for probe, answer in zip(probes, said, strict=True)
+        ]
+        scopes = {scope: [n for n, probe in enumerate(probes) if probe.scope == scope] for scope in SCOPES}
+        everything = range(len(probes))
+
+        def told(numbers: Sequence[int]) -> float | None:
+            return None if style == "declining" else _share([judged[number].right is True for number in numbers])
+
+        def known(numbers: Sequence[int], manner: str) -> float | None:
+            return _share([ranked[number, manner] for number in numbers if (number, manner) in ranked])
+
+        def kept(numbers: Sequence[int]) -> float | None:
+            return known(numbers, PLAIN) if style == "declining" else told(numbers)
+
+        return {
+            "style": _share([judged[number].style for number in scopes[INSIDE]]),
+            "told": told(everything),
+            "base_prefix": known(everything, PLAIN),
+            "own_prefix": known(everything, style),
+            "degenerate": _share([one.degenerate for one in judged]),
+            "covered": kept(scopes[COVERED]),
+            "uncovered": kept(scopes[UNCOVERED]),
+        }
+
+
+class Watched(BankPopulation):
+    """The bank's loop, with a look at everybody after the steps of the marks.
+
+    Attributes:
+        found: person -> measure -> a value a mark.
+    """
+
+    def watch(self, exam: Exam, marks: Sequence[int]) -> None:
+        """Name what is asked, and after which steps."""
+        self.exam, self.marks = exam, marks
+        self.found: dict[str, dict[str, list[float | None]]] = {}
+
+    def _update(self, learners: Any) -> dict[str, dict[str, float]]:
+        logs = super()._update(learners)
+        due = [one for one in learners if one.failure is None and one.state.global_step in self.marks]
+        if due:
+            losses = self._losses(due)
+            with torch.no_grad():
+                asked = self.exam.ask(self.bank, {learner.user: learner.slot for learner in due})
+            for user, measures in asked.items():
+                kept = self.found.setdefault(user, {name: [] for name in MEASURES})
+                for name, value in {**measures, "loss": losses[user]}.items():
+                    kept[name].append(None if value is None else round(value, 4))
+        return logs
+
+    def _losses(self, learners: Sequence[Any]) -> dict[str, float]:
+        units = []
+        for learner in learners:
+            rows = [learner.held_out[number] for number in range(len(learner.held_out))]
+            units += self.forwards.units(learner.slot, [rows], seed=0, step=0)
+        means = self.forwards.evaluate(units)
+        return {learner.user: means.take_loss(learner.slot) for learner in learners}
+
+
+def _share(hits: Sequence[bool]) -> float | None:
+    return sum(hits) / len(hits) if hits else None
