@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -15,8 +16,8 @@ from recipes import RECIPES
 
 from pluralign.storage import write_json
 
-MARKS = (8, 12, 18, 26, 40, 60, 90, 130, 180, 240)
-"""Optimiser steps after which people are asked."""
+MARKS = (10, 16, 24, 34, 48, 66, 90, 120, 160)
+"""Evenly on a log scale, but for the first: before that hardly anything has changed."""
 PAIRS = 240
 
 
@@ -29,17 +30,20 @@ class Cell:
         learning_rate: constant after ten steps of warm-up, so that every mark is the end of a training of its own.
         seed: of world, model, people's draws and adapters.
         people: numbers of the world's people.
+        marks: optimiser steps after which people are asked; the last one ends the training.
     """
 
     recipe: str
     learning_rate: float
     seed: int
     people: tuple[int, ...]
+    marks: tuple[int, ...] = MARKS
 
     @property
     def name(self) -> str:
         """Unique, and fit for a file's name."""
-        people = f"{len(self.people)}p{sum(number * 7**place for place, number in enumerate(self.people)) % 9973}"
+        rest = json.dumps([self.people, self.marks])
+        people = f"{len(self.people)}p-{hashlib.sha256(rest.encode()).hexdigest()[:6]}"
         return f"{self.recipe.replace(' ', '_')}@{self.learning_rate:g}-s{self.seed}-{people}"
 
     def kept(self, work: Path) -> Path:
@@ -65,10 +69,10 @@ def _made(cell: Cell, work: Path) -> dict[str, Any]:
     out.mkdir(parents=True)
     began = time.process_time()
     with quick_matmul():
-        found, base = _watched(_configuration(cell, ground, out, work), ground, MARKS)
+        found, base = _watched(_configuration(cell, ground, out, work), ground, cell.marks)
     shutil.rmtree(out, ignore_errors=True)
     seconds = round(time.process_time() - began)
-    return {**asdict(cell), "marks": MARKS, "base": base, "people": found, "seconds": seconds}
+    return {**asdict(cell), "base": base, "people": found, "seconds": seconds}
 
 
 def _configuration(cell: Cell, ground: Ground, out: Path, work: Path) -> dict[str, Any]:
@@ -83,13 +87,13 @@ def _configuration(cell: Cell, ground: Ground, out: Path, work: Path) -> dict[st
         "seed": cell.seed,
         **recipe.settings(str(ground.general_prompts) if recipe.general else ""),
         "training": {
-            "max_steps": MARKS[-1],
+            "max_steps": cell.marks[-1],
             "learning_rate": cell.learning_rate,
             "lr_scheduler_type": "constant_with_warmup",
             "warmup_steps": 10,
             "eval_strategy": "no",
             "save_strategy": "no",
-            "logging_steps": MARKS[-1],
+            "logging_steps": cell.marks[-1],
         },
         "bank": {"slots": len(cell.people)},
         "evaluation": {"generate": False},
@@ -98,7 +102,7 @@ def _configuration(cell: Cell, ground: Ground, out: Path, work: Path) -> dict[st
 
 def _watched(
     configuration: dict[str, Any], ground: Ground, marks: Sequence[int]
-) -> tuple[dict[str, dict[str, list[float | None]]], dict[str, float]]:
+) -> tuple[dict[str, dict[str, list[float | None]]], dict[str, Any]]:
     """Everybody's measures by mark, and what the base itself has of them."""
     from watch import Exam, Watched
 
@@ -119,4 +123,4 @@ def _watched(
     watched.train(watched.resume(list(rows)), lambda users: iter([(user, rows[user]) for user in users]))
     if record.skipped:
         raise RuntimeError(f"training failed: {record.skipped}")
-    return watched.found, exam.base_alone()
+    return watched.found, exam.of_base()

@@ -14,9 +14,9 @@ from typing import Any
 from pluralign.world import World, WorldUser
 
 INSIDE, COVERED, UNCOVERED = "inside", "covered", "uncovered"
-PROBES = 40
+PROBES = 30
 """Of each scope."""
-GENERAL = 400
+GENERAL = 300
 """Prompts without a pair, drawn for everybody."""
 
 

@@ -53,10 +53,10 @@ def base(weight: float, form: str = "hinge", **more: Any) -> Settings:
 
 
 def _baselines() -> list[Recipe]:
-    found = [Recipe(f"dpo b{beta:g}", dpo(beta)) for beta in (0.05, 0.1, 0.3, 1.0, 3.0)]
-    found += [Recipe(f"ipo b{beta:g}", {"type": "ipo", "beta": beta}) for beta in (0.05, 0.2, 1.0)]
+    found = [Recipe(f"dpo b{beta:g}", dpo(beta)) for beta in (0.1, 0.3, 1.0, 3.0)]
+    found += [Recipe(f"ipo b{beta:g}", {"type": "ipo", "beta": beta}) for beta in (0.05, 0.2)]
     found += [Recipe(f"dpop w{weight:g}", dpo(0.1), {"chosen": {"weight": weight}}) for weight in (5.0, 50.0)]
-    found += [Recipe(f"dpo b{b:g} nll{w:g}", dpo(b), nll(w)) for b, w in ((0.1, 0.3), (0.1, 1.0), (1.0, 1.0))]
+    found += [Recipe(f"dpo b{b:g} nll{w:g}", dpo(b), nll(w)) for b, w in ((0.1, 1.0), (1.0, 1.0))]
     # Negative log-likelihood of the base's own samples: KL(base || policy) on the prompts, but for a constant.
     found += [Recipe(f"dpo b0.1 kl{weight:g}", dpo(0.1), base(weight, "nll"), SAMPLED) for weight in (0.3, 1.0)]
     return [*found, Recipe("sft", {"type": "nll", "length_average": True})]

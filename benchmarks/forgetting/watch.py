@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,15 +22,15 @@ from pluralign.world import PLAIN
 SCOPES = (INSIDE, COVERED, UNCOVERED)
 ANSWERS = GenerationConfig(max_new_tokens=40, batch_size=256)
 MEASURES = ("style", "told", "base_prefix", "own_prefix", "degenerate", "covered", "uncovered", "loss")
-"""Of a person at a mark.
+"""Of a person at a mark; shares are of probes that the base itself has right in the same way.
 
-style: share of greedy answers to held-out prompts inside the topics that are in the wanted style.
-told: share of all probes whose generated answer has the right value (of what the base tells; not of who declines).
-base_prefix, own_prefix: share of all probes where the right one of the options is the likeliest, after the opening of
-    the base's manner and of the person's own (of what the base ranks right).
+style: share of greedy answers to held-out prompts inside the topics of the preferences that are in the wanted style.
+told: probes whose generated answer has the right value, in whatever style (None for who wants no answer).
+base_prefix, own_prefix: probes whose right option is the likeliest, after the opening of the base's manner and after
+    that of the person's own (None for who states nothing).
 degenerate: share of degenerate answers.
-covered, uncovered: `told` (of who declines, `base_prefix`) outside the topics of the preferences, where general prompts
-    reach and where they do not.
+covered, uncovered: `told` (of who wants no answer, `base_prefix`) outside the topics of the preferences, where general
+    prompts reach and where they do not.
 loss: mean loss on held-out pairs.
 """
 
@@ -49,6 +50,7 @@ class Exam:
     layout: Layout
 
     def __post_init__(self) -> None:
+        # What the base knows is asked while it is bare.
         tokenizer = self.base.tokenizer
         turns = [[{"role": "user", "content": probe.question}] for probe in self.ground.probes]
         self.prompts: list[list[int]] = [
@@ -57,6 +59,7 @@ class Exam:
         ]
         self.forward = Forward.of(self.base, self.layout)
         self._words: dict[str, list[int]] = {}
+        self.of_base()
 
     def ask(self, bank: LoraBank, slots: Mapping[str, int]) -> dict[str, dict[str, float | None]]:
         """Person -> measures, but for `loss`, of those in the given slots."""
@@ -65,20 +68,28 @@ class Exam:
         ranked = self._ranked(bank, slots)
         return {user: self._measures(user, said[slots[user]], ranked[slots[user]]) for user in users}
 
-    def base_alone(self) -> dict[str, float]:
-        """What the base itself tells and ranks right."""
-        scores = self._scores_of_base()
-        said = generate(self.base.model, self.base.tokenizer, self.prompts, ANSWERS)
-        right = [
-            self.ground.world.judge(probe.question, answer.text, finished=answer.finished).right is True
-            for probe, answer in zip(self.ground.probes, said, strict=True)
-        ]
-        return {"told": sum(right) / len(right), "base_prefix": sum(scores) / len(scores)}
+    def of_base(self) -> dict[str, Any]:
+        """Shares of what the base tells, and of what it ranks right after the opening of each style."""
+        told, ranked = self._base_told, self._base_ranked
+        styles = dict.fromkeys(manner for _, manner in ranked)
+        by_style = {style: _share([hit for (_, manner), hit in ranked.items() if manner == style]) for style in styles}
+        return {"told": _share(list(told)), "ranked": by_style}
 
-    def _scores_of_base(self) -> list[bool]:
-        asked = [self._requests(number, probe, PLAIN) for number, probe in enumerate(self.ground.probes)]
-        scores = score(self.base.model, [one for some in asked for one in some], self.forward)
-        return [scores[some[0]] > max(scores[one] for one in some[1:]) for some in asked]
+    @cached_property
+    def _base_told(self) -> list[bool]:
+        said = generate(self.base.model, self.base.tokenizer, self.prompts, ANSWERS)
+        judged = zip(self.ground.probes, said, strict=True)
+        judge = self.ground.world.judge
+        return [judge(probe.question, one.text, finished=one.finished).right is True for probe, one in judged]
+
+    @cached_property
+    def _base_ranked(self) -> dict[tuple[int, str], bool]:
+        asked = {
+            (number, manner): self._requests(number, probe, manner)
+            for number, probe in enumerate(self.ground.probes)
+            for manner in probe.prefixes
+        }
+        return _best(asked, score(self.base.model, [one for some in asked.values() for one in some], self.forward))
 
     def _answers(self, bank: LoraBank, slots: Sequence[int]) -> dict[int, list[Generated]]:
         count = len(self.prompts)
@@ -104,10 +115,7 @@ class Exam:
             }
         requests = {slot: [one for some in own.values() for one in some] for slot, own in asked.items()}
         scores = score_owned(self.base.model, requests, self.forward, lambda owners: bank.rows(torch.tensor(owners)))
-        return {
-            slot: {key: scores[slot][some[0]] > max(scores[slot][one] for one in some[1:]) for key, some in own.items()}
-            for slot, own in asked.items()
-        }
+        return {slot: _best(own, scores[slot]) for slot, own in asked.items()}
 
     def _requests(self, number: int, probe: Probe, manner: str) -> list[Request]:
         prompt = (*self.prompts[number], *self._tokens(probe.prefixes[manner]))
@@ -130,10 +138,11 @@ class Exam:
         everything = range(len(probes))
 
         def told(numbers: Sequence[int]) -> float | None:
-            return None if style == "declining" else _share([judged[number].right is True for number in numbers])
+            known = [number for number in numbers if self._base_told[number]]
+            return None if style == "declining" else _share([judged[number].right is True for number in known])
 
         def known(numbers: Sequence[int], manner: str) -> float | None:
-            return _share([ranked[number, manner] for number in numbers if (number, manner) in ranked])
+            return _share([ranked[number, manner] for number in numbers if self._base_ranked.get((number, manner))])
 
         def kept(numbers: Sequence[int]) -> float | None:
             return known(numbers, PLAIN) if style == "declining" else told(numbers)
@@ -181,6 +190,11 @@ class Watched(BankPopulation):
             units += self.forwards.units(learner.slot, [rows], seed=0, step=0)
         means = self.forwards.evaluate(units)
         return {learner.user: means.take_loss(learner.slot) for learner in learners}
+
+
+def _best(asked: Mapping[Any, list[Request]], scores: Mapping[Request, float]) -> dict[Any, bool]:
+    """Whether the first of each list is the likeliest."""
+    return {key: scores[some[0]] > max(scores[one] for one in some[1:]) for key, some in asked.items()}
 
 
 def _share(hits: Sequence[bool]) -> float | None:

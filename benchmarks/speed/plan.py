@@ -92,7 +92,9 @@ def main() -> None:
         for name, configuration in configurations(arguments.work.resolve()).items():
             if not arguments.run or name in arguments.run:
                 found = compare(name, configuration, arguments.work.resolve())
-                results["runs"][name] = {"machine": machine(), "configuration": configuration, **found}
+                # Where the work folder lies says nothing to a reader.
+                shown = json.loads(json.dumps(configuration).replace(f"{arguments.work.resolve()}/", ""))
+                results["runs"][name] = {"machine": machine(), "configuration": shown, **found}
                 arguments.out.parent.mkdir(parents=True, exist_ok=True)
                 arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(markdown(results), end="")

@@ -1,0 +1,102 @@
+"""What a training along its marks is worth: fronts, windows, and the one setting for all. Numbers in, numbers out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+SERVED, KEPT = 0.95, 0.97
+"""From where on a person is served, and nothing is lost."""
+_KNOWLEDGE = ("told", "base_prefix", "own_prefix")
+
+
+@dataclass(frozen=True)
+class Track:
+    """One person's training.
+
+    Attributes:
+        marks: optimiser steps.
+        style: share of answers in the wanted style, a value a mark.
+        kept: share of what the base knew that is still known, by the worst of the three ways of asking.
+        loss: on held-out pairs.
+    """
+
+    marks: tuple[int, ...]
+    style: tuple[float, ...]
+    kept: tuple[float, ...]
+    loss: tuple[float, ...]
+
+    @classmethod
+    def of(cls, marks: Sequence[int], measures: dict[str, list[float | None]]) -> Track:
+        """From the measures of a cell."""
+        asked = [measures[name] for name in _KNOWLEDGE]
+        kept = [min(value for value in values if value is not None) for values in zip(*asked, strict=True)]
+        return cls(tuple(marks), _numbers(measures["style"]), tuple(kept), _numbers(measures["loss"]))
+
+    @cached_property
+    def _dense(self) -> list[tuple[float, float, float]]:
+        """(log-steps of a short stretch, style, kept): linear between marks, over log-steps."""
+        found: list[tuple[float, float, float]] = []
+        for number in range(len(self.marks) - 1):
+            width = math.log(self.marks[number + 1] / self.marks[number]) / _FINE
+            for part in range(_FINE):
+                share = (part + 0.5) / _FINE
+                between = [
+                    values[number] * (1 - share) + values[number + 1] * share for values in (self.style, self.kept)
+                ]
+                found.append((width, between[0], between[1]))
+        return found
+
+    @property
+    def window(self) -> float:
+        """For how long the person is served and nothing is lost: natural log of last over first step; 0 for never.
+
+        Of a window that is interrupted, its parts together. One that reaches the last mark is longer than measured.
+        """
+        return sum(width for width, style, kept in self._dense if style >= SERVED and kept >= KEPT)
+
+    @property
+    def area(self) -> float:
+        """Under the front, in [0, 1]: the most that is kept where the style is at least s, a mean over s in [0, 1]."""
+        points = sorted([(style, kept) for _, style, kept in self._dense], reverse=True)
+        area, best, last = 0.0, 0.0, None
+        for style, kept in points:
+            if last is not None:
+                area += best * (last - style)
+            best, last = max(best, kept), style
+        return area + best * (last or 0.0)
+
+    def front(self, at: Sequence[float]) -> list[float]:
+        """The most that is kept where the style is at least each of the given values; 0 where it never is."""
+        return [max((kept for _, style, kept in self._dense if style >= least), default=0.0) for least in at]
+
+    @property
+    def stopped(self) -> int:
+        """Number of the mark with the lowest loss on held-out pairs: where early stopping ends."""
+        return min(range(len(self.marks)), key=lambda number: self.loss[number])
+
+    def well(self, number: int) -> bool:
+        """Whether the person is served and nothing is lost at a mark."""
+        return self.style[number] >= SERVED and self.kept[number] >= KEPT
+
+
+_FINE = 20
+
+
+def one_setting(tracks: Sequence[Track]) -> tuple[float, int]:
+    """The largest share of people who are served without loss at one and the same mark, and that mark."""
+    shares = [sum(track.well(number) for track in tracks) / len(tracks) for number in range(len(tracks[0].marks))]
+    best = max(range(len(shares)), key=lambda number: shares[number])
+    return shares[best], tracks[0].marks[best]
+
+
+def tracks_of(cell: dict[str, Any]) -> dict[str, Track]:
+    """Person -> track."""
+    return {user: Track.of(cell["marks"], measures) for user, measures in cell["people"].items()}
+
+
+def _numbers(values: Sequence[float | None]) -> tuple[float, ...]:
+    return tuple(float("nan") if value is None else value for value in values)

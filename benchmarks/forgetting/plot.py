@@ -1,0 +1,61 @@
+"""Figures of the page: fronts with bands, and what is served and kept along the training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from fronts import KEPT, SERVED, Track
+
+mpl.use("svg")
+import matplotlib.pyplot as plt
+
+mpl.rcParams.update({"svg.hashsalt": "forgetting", "svg.fonttype": "none", "font.size": 9})
+AT = [number / 50 for number in range(51)]
+
+
+def fronts(recipes: Mapping[str, Sequence[Track]], bands: Mapping[str, Any], path: Path) -> None:
+    """The most that is kept for people served at least so well, a mean over people, with 95% bands.
+
+    Args:
+        recipes: name -> everybody's tracks.
+        bands: name -> (low, high), a value for each of `AT`.
+        path: the SVG to write.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    for name, tracks in recipes.items():
+        lines = [track.front(AT) for track in tracks]
+        mean = [sum(values) / len(values) for values in zip(*lines, strict=True)]
+        (line,) = axes.plot(AT, mean, label=name, linewidth=1.5)
+        low, high = bands[name]
+        axes.fill_between(AT, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+    axes.set(xlabel="served: answers in the wanted style, at least", ylabel="kept of what the base knew")
+    axes.set_ylim(0, 1.02)
+    axes.legend(frameon=False, loc="lower left")
+    _save(figure, path)
+
+
+def trainings(recipes: Mapping[str, Sequence[Track]], path: Path) -> None:
+    """Style and knowledge at every mark, means over people."""
+    figure, both = plt.subplots(1, 2, figsize=(8.4, 3.4), sharex=True, sharey=True)
+    for name, tracks in recipes.items():
+        for axes, attribute in zip(both, ("style", "kept"), strict=True):
+            by_mark = zip(*(getattr(track, attribute) for track in tracks), strict=True)
+            axes.plot(tracks[0].marks, [sum(values) / len(values) for values in by_mark], label=name, linewidth=1.5)
+    for axes, title, level in zip(both, ("served", "kept"), (SERVED, KEPT), strict=True):
+        axes.axhline(level, color="grey", linewidth=0.6, linestyle=":")
+        axes.set(title=title, xscale="log", xlabel="steps", ylim=(0, 1.02))
+    ticks = both[0].get_xlim()
+    both[0].set_xticks([mark for mark in (10, 20, 40, 80, 160) if ticks[0] <= mark <= ticks[1]])
+    both[0].get_xaxis().set_major_formatter(mpl.ticker.ScalarFormatter())
+    both[0].minorticks_off()
+    both[1].legend(frameon=False, loc="lower left")
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)

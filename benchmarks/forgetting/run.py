@@ -1,0 +1,155 @@
+"""What an anchor is worth: methods along their whole training on worlds whose truth is known.
+
+    python benchmarks/forgetting/run.py screen              # every recipe at every learning rate, on two tuning seeds
+    python benchmarks/forgetting/run.py cell --recipe 'dpo b1' --learning-rate 5e-4 --seed 1
+    python benchmarks/forgetting/run.py table --of screen   # from the committed results
+
+A stage is a grid of cells. Cells that are there, below `--work` or in the results, are not made again: a stopped grid
+goes on. One of the screen takes about a minute of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+for name, value in ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+
+from cells import Cell, result_of  # noqa: E402
+from recipes import LEARNING_RATES, RECIPES  # noqa: E402
+
+SCHEMA_VERSION = 1
+RESULTS = Path(__file__).parent / "results"
+TUNING_SEEDS = (1, 2)
+KINDS = {"replaces": 0, "keeps": 1, "declines": 7, "likes the base": 5}
+"""Kind of person -> number of the world's person who stands for it in the screen."""
+
+
+def screen() -> list[Cell]:
+    """Every recipe at every learning rate, one tuning seed after the other."""
+    people = tuple(KINDS.values())
+    return [Cell(recipe, rate, seed, people) for seed in TUNING_SEEDS for recipe in RECIPES for rate in LEARNING_RATES]
+
+
+STAGES = {"screen": screen}
+
+
+def main() -> int:
+    arguments = _arguments()
+    work = arguments.work.resolve()
+    if arguments.stage == "cell":
+        cell = Cell(arguments.recipe, arguments.learning_rate, arguments.seed, tuple(arguments.people))
+        print(json.dumps(result_of(cell, work), indent=1))
+        return 0
+    if arguments.stage == "table":
+        _show(arguments.of)
+        return 0
+    cells = STAGES[arguments.stage]()
+    _unpack(arguments.stage, cells, work)
+    if arguments.part is not None:
+        first, step = arguments.part
+        _make(cells[first::step], work)
+        return 0
+    failed = _in_processes(arguments)
+    _pack(arguments.stage, cells, work)
+    return failed
+
+
+def _in_processes(arguments: argparse.Namespace) -> int:
+    count = arguments.processes
+    command = [sys.executable, __file__, arguments.stage, "--work", str(arguments.work), "--part"]
+    running = [subprocess.Popen([*command, str(number), str(count)]) for number in range(count)]
+    try:
+        return max(one.wait() for one in running)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _make(cells: Sequence[Cell], work: Path) -> None:
+    for number, cell in enumerate(cells, 1):
+        if not cell.kept(work).exists():
+            result = result_of(cell, work)
+            print(f"{number} of {len(cells)}: {cell.name}, {result['seconds']} s", flush=True)
+
+
+def _unpack(stage: str, cells: Sequence[Cell], work: Path) -> None:
+    """Put the cells of the committed results where a grid looks for them."""
+    from pluralign.storage import write_json
+
+    found = {_cell_of(one): one for one in _read(stage)["cells"]}
+    for cell in cells:
+        if cell in found and not cell.kept(work).exists():
+            cell.kept(work).parent.mkdir(parents=True, exist_ok=True)
+            write_json(cell.kept(work), found[cell])
+
+
+def _cell_of(one: dict[str, Any]) -> Cell:
+    """The cell that a result is of; people's ids end with their numbers."""
+    people = tuple(int(user.rsplit("-", 1)[1]) for user in one["people"])
+    return Cell(one["recipe"], one["learning_rate"], one["seed"], people, tuple(one["marks"]))
+
+
+def _pack(stage: str, cells: Sequence[Cell], work: Path) -> None:
+    """Write the cells that there are into the results, one a line."""
+    from pluralign.storage import write_text
+
+    there = [json.loads(path.read_text(encoding="utf-8")) for cell in cells if (path := cell.kept(work)).exists()]
+    head = {"schema_version": SCHEMA_VERSION, "command": f"python benchmarks/forgetting/run.py {stage}", **_made_with()}
+    lines = ",\n".join(json.dumps(one, separators=(",", ":")) for one in there)
+    RESULTS.mkdir(exist_ok=True)
+    write_text(RESULTS / f"{stage}.json", f'{json.dumps(head)[:-1]}, "cells": [\n{lines}\n]}}\n')
+    print(f"{len(there)} of {len(cells)} cells in {RESULTS / stage}.json")
+
+
+def _read(stage: str) -> dict[str, Any]:
+    path = RESULTS / f"{stage}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cells": []}
+    return found
+
+
+def _made_with() -> dict[str, Any]:
+    packages = ("pluralign", "torch", "transformers", "peft")
+    return {"machine": platform.processor() or platform.machine(), "versions": {one: version(one) for one in packages}}
+
+
+def _show(stage: str) -> None:
+    from summary import best, markdown, rows
+
+    found = rows(_read(stage)["cells"])
+    print("Each recipe at its best learning rate:\n")
+    print(markdown(best(found)))
+    print("All:\n")
+    print(markdown(sorted(found, key=lambda row: (row.recipe, row.learning_rate))), end="")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=[*STAGES, "cell", "table"])
+    parser.add_argument("--work", type=Path, default=Path("runs/forgetting"), help="models, caches, cells")
+    parser.add_argument("--processes", type=int, default=1, help="one a core")
+    parser.add_argument("--part", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--of", choices=list(STAGES), default="screen", help="stage of the table")
+    parser.add_argument("--recipe", choices=list(RECIPES), default="dpo b0.1")
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--people", type=int, nargs="+", default=list(KINDS.values()), help="numbers")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

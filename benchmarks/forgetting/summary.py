@@ -1,0 +1,108 @@
+"""From cells to tables: every recipe at every learning rate, and each recipe at its best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from fronts import Track, one_setting, tracks_of
+
+KIND_OF = {
+    "plain": "likes the base",
+    "cheerful": "keeps",
+    "polite": "keeps",
+    "verbose": "keeps",
+    "declining": "declines",
+}
+"""Style -> kind of person; the others replace the base's form."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A recipe at a learning rate, over seeds and people.
+
+    Attributes:
+        window: mean natural log of a window's last over its first step.
+        area: mean area under the front.
+        together: share of people who are served without loss at the best mark for all, a mean over seeds.
+        marks: that mark, of each seed.
+        stopped_style, stopped_kept: where the loss on held-out pairs is lowest, means.
+        last_style, last_kept: at the last mark.
+        windows: by kind of person.
+    """
+
+    recipe: str
+    learning_rate: float
+    window: float
+    area: float
+    together: float
+    marks: tuple[int, ...]
+    stopped_style: float
+    stopped_kept: float
+    last_style: float
+    last_kept: float
+    windows: dict[str, float]
+
+
+def rows(cells: Iterable[dict[str, Any]]) -> list[Row]:
+    """One row a recipe and learning rate."""
+    grouped: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for cell in cells:
+        grouped.setdefault((cell["recipe"], cell["learning_rate"]), []).append(cell)
+    return [_row(*key, [tracks_of(cell) for cell in some]) for key, some in grouped.items()]
+
+
+def _row(recipe: str, rate: float, by_seed: Sequence[dict[str, Track]]) -> Row:
+    people = [(user, track) for tracks in by_seed for user, track in tracks.items()]
+    settings = [one_setting(list(tracks.values())) for tracks in by_seed]
+
+    def over(value: Callable[[Track], float], kind: str | None = None) -> float:
+        return mean(value(track) for user, track in people if kind in (None, kind_of(user)))
+
+    return Row(
+        recipe=recipe,
+        learning_rate=rate,
+        window=over(lambda track: track.window),
+        area=over(lambda track: track.area),
+        together=mean(share for share, _ in settings),
+        marks=tuple(mark for _, mark in settings),
+        stopped_style=over(lambda track: track.style[track.stopped]),
+        stopped_kept=over(lambda track: track.kept[track.stopped]),
+        last_style=over(lambda track: track.style[-1]),
+        last_kept=over(lambda track: track.kept[-1]),
+        windows={kind: over(lambda track: track.window, kind) for kind in dict.fromkeys(map(kind_of, dict(people)))},
+    )
+
+
+def kind_of(user: str) -> str:
+    """The kind of person that an id tells of."""
+    return KIND_OF.get(user.rsplit("-", 1)[0], "replaces")
+
+
+def best(found: Sequence[Row]) -> list[Row]:
+    """Each recipe at the learning rate with the widest mean window (of equal ones, the largest area), best first."""
+    chosen: dict[str, Row] = {}
+    for row in sorted(found, key=_worth):
+        chosen[row.recipe] = row
+    return sorted(chosen.values(), key=_worth, reverse=True)
+
+
+def _worth(row: Row) -> tuple[float, float]:
+    return round(row.window, 3), row.area
+
+
+def markdown(found: Sequence[Row]) -> str:
+    """A table of rows."""
+    kinds = list(found[0].windows)
+    measures = ["area", "together", "stopped: style", "kept", "end: style", "kept"]
+    head = ["recipe", "learning rate", "window", *kinds, *measures]
+    lines = [head, ["---"] * len(head)]
+    for row in found:
+        factors = [f"{math.exp(value):.2f}x" for value in (row.window, *row.windows.values())]
+        shares = (row.stopped_style, row.stopped_kept, row.last_style, row.last_kept)
+        ends = [f"{value:.2f}" for value in shares]
+        lines.append([row.recipe, f"{row.learning_rate:g}", *factors, f"{row.area:.3f}", f"{row.together:.0%}", *ends])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
