@@ -14,16 +14,16 @@ class Recipe:
 
     Attributes:
         name: unique.
+        family: recipes of which at most one baseline becomes a finalist; `ours` are those with a base anchor.
         loss, anchor, base_responses: the groups of the configuration.
-        ours: whether a base anchor is in it; the others are baselines.
         general: whether prompts without a pair are added, as many for each pair.
     """
 
     name: str
+    family: str
     loss: Settings
     anchor: Settings = field(default_factory=dict)
     base_responses: Settings = field(default_factory=dict)
-    ours: bool = False
     general: float = 0.0
 
     def settings(self, general_prompts: str) -> Settings:
@@ -34,6 +34,7 @@ class Recipe:
         return {"loss": self.loss, "anchor": anchor, "base_responses": self.base_responses}
 
 
+OURS = "ours"
 SAMPLED = {"do_sample": True, "temperature": 1.0}
 
 
@@ -53,18 +54,18 @@ def base(weight: float, form: str = "hinge", **more: Any) -> Settings:
 
 
 def _baselines() -> list[Recipe]:
-    found = [Recipe(f"dpo b{beta:g}", dpo(beta)) for beta in (0.1, 0.3, 1.0, 3.0)]
-    found += [Recipe(f"ipo b{beta:g}", {"type": "ipo", "beta": beta}) for beta in (0.05, 0.2)]
-    found += [Recipe(f"dpop w{weight:g}", dpo(0.1), {"chosen": {"weight": weight}}) for weight in (5.0, 50.0)]
-    found += [Recipe(f"dpo b{b:g} nll{w:g}", dpo(b), nll(w)) for b, w in ((0.1, 1.0), (1.0, 1.0))]
+    found = [Recipe(f"dpo b{beta:g}", "dpo", dpo(beta)) for beta in (0.1, 0.3, 1.0, 3.0)]
+    found += [Recipe(f"ipo b{beta:g}", "ipo", {"type": "ipo", "beta": beta}) for beta in (0.05, 0.2)]
+    found += [Recipe(f"dpop w{weight:g}", "dpop", dpo(0.1), {"chosen": {"weight": weight}}) for weight in (5.0, 50.0)]
+    found += [Recipe(f"dpo b{b:g} nll{w:g}", "dpo nll", dpo(b), nll(w)) for b, w in ((0.1, 1.0), (1.0, 1.0))]
     # Negative log-likelihood of the base's own samples: KL(base || policy) on the prompts, but for a constant.
-    found += [Recipe(f"dpo b0.1 kl{weight:g}", dpo(0.1), base(weight, "nll"), SAMPLED) for weight in (0.3, 1.0)]
-    return [*found, Recipe("sft", {"type": "nll", "length_average": True})]
+    found += [Recipe(f"dpo b0.1 kl{weight:g}", "kl", dpo(0.1), base(weight, "nll"), SAMPLED) for weight in (0.3, 1.0)]
+    return [*found, Recipe("sft", "sft", {"type": "nll", "length_average": True})]
 
 
 def _ours() -> list[Recipe]:
     def made(name: str, beta: float, anchor: Settings, responses: Settings | None = None, general: float = 0) -> Recipe:
-        return Recipe(name, dpo(beta), anchor, responses or {}, ours=True, general=general)
+        return Recipe(name, OURS, dpo(beta), anchor, responses or {}, general)
 
     found = [made(f"hinge{weight:g}", 0.1, base(weight)) for weight in (0.1, 0.3, 1.0)]
     found += [

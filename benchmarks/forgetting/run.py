@@ -1,6 +1,8 @@
 """What an anchor is worth: methods along their whole training on worlds whose truth is known.
 
     python benchmarks/forgetting/run.py screen              # every recipe at every learning rate, on two tuning seeds
+    python benchmarks/forgetting/run.py final               # the finalists, on five other seeds
+    python benchmarks/forgetting/run.py population          # a hundred people at one setting
     python benchmarks/forgetting/run.py cell --recipe 'dpo b1' --learning-rate 5e-4 --seed 1
     python benchmarks/forgetting/run.py table --of screen   # from the committed results
 
@@ -36,6 +38,8 @@ from recipes import LEARNING_RATES, RECIPES  # noqa: E402
 SCHEMA_VERSION = 1
 RESULTS = Path(__file__).parent / "results"
 TUNING_SEEDS = (1, 2)
+SEEDS = (11, 12, 13, 14, 15)
+FEW_MARKS = (24, 48, 90, 160)
 KINDS = {"replaces": 0, "keeps": 1, "declines": 7, "likes the base": 5}
 """Kind of person -> number of the world's person who stands for it in the screen."""
 
@@ -46,7 +50,36 @@ def screen() -> list[Cell]:
     return [Cell(recipe, rate, seed, people) for seed in TUNING_SEEDS for recipe in RECIPES for rate in LEARNING_RATES]
 
 
-STAGES = {"screen": screen}
+def final() -> list[Cell]:
+    """The finalists of the screen, at their learning rates, on seeds that nothing was tuned on, with ten people."""
+    return [Cell(row.recipe, row.learning_rate, seed, tuple(range(10))) for seed in SEEDS for row in _finalists()]
+
+
+def population() -> list[Cell]:
+    """A hundred people with mixed tastes at one setting for all: plain DPO, the best beta, the best of ours."""
+    from recipes import OURS, RECIPES
+    from summary import PLAIN_DPO
+
+    rows = _finalists()
+    chosen = [next(row for row in rows if row.recipe == PLAIN_DPO)]
+    chosen += [
+        next(row for row in rows if RECIPES[row.recipe].family == family and row not in chosen)
+        for family in ("dpo", OURS)
+    ]
+    people = tuple(range(100))
+    return [Cell(row.recipe, row.learning_rate, seed, people, FEW_MARKS) for seed in SEEDS[:2] for row in chosen]
+
+
+def _finalists() -> list[Any]:
+    from summary import finalists, rows
+
+    cells = _read("screen")["cells"]
+    if {cell["seed"] for cell in cells} < set(TUNING_SEEDS):
+        raise SystemExit("the screen is not finished: finalists are chosen from all of it")
+    return finalists(rows(cells))
+
+
+STAGES = {"screen": screen, "final": final, "population": population}
 
 
 def main() -> int:

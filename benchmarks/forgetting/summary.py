@@ -9,7 +9,11 @@ from statistics import mean
 from typing import Any
 
 from fronts import Track, one_setting, tracks_of
+from recipes import OURS, RECIPES
 
+PLAIN_DPO = "dpo b0.1"
+BASELINES = ("dpo", "ipo", "dpop", "dpo nll", "kl")
+"""Families of baselines of which the best one is a finalist."""
 KIND_OF = {
     "plain": "likes the base",
     "cheerful": "keeps",
@@ -88,6 +92,17 @@ def best(found: Sequence[Row]) -> list[Row]:
     for row in sorted(found, key=_worth):
         chosen[row.recipe] = row
     return sorted(chosen.values(), key=_worth, reverse=True)
+
+
+def finalists(found: Sequence[Row]) -> list[Row]:
+    """Who goes on from the screen: plain DPO, the best of each family of baselines, and the four best of ours."""
+    ranked = best(found)
+    chosen = {PLAIN_DPO: next(row for row in ranked if row.recipe == PLAIN_DPO)}
+    for family in BASELINES:
+        row = next(row for row in ranked if RECIPES[row.recipe].family == family)
+        chosen[row.recipe] = row
+    chosen |= {row.recipe: row for row in [row for row in ranked if RECIPES[row.recipe].family == OURS][:4]}
+    return list(chosen.values())
 
 
 def _worth(row: Row) -> tuple[float, float]:

@@ -1,9 +1,12 @@
 """Float32 products by the quicker library: as exact as before, for the time of a block, and never at their cost."""
 
+import warnings
+
 import pytest
 import torch
 
-from pluralign.models import matmul
+from pluralign.config import ModelConfig
+from pluralign.models import load_base, matmul
 from pluralign.models.matmul import quick_matmul
 
 SETTINGS = torch.backends.mkldnn.matmul
@@ -38,3 +41,14 @@ def test_where_precision_would_suffer_nothing_is_changed(monkeypatch: pytest.Mon
             assert SETTINGS.fp32_precision == before
     finally:
         matmul._is_exact.cache_clear()
+
+
+@pytest.mark.parametrize(("capability", "warned"), [("AVX2", True), ("AVX512", False), ("DEFAULT", False)])
+def test_slow_bfloat16_is_warned_of(capability: str, warned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        load_base(ModelConfig(dtype="float32"))
+        assert not [one for one in said if "bfloat16" in str(one.message)]
+        load_base(ModelConfig(dtype="bfloat16"))
+    assert any("set dtype to float32" in str(one.message) for one in said) == warned

@@ -23,6 +23,7 @@ from pluralign.models.attention import BLOCKED
 from pluralign.models.cache import default_folder
 from pluralign.models.fingerprint import folder_fingerprint, model_fingerprint, tokenizer_fingerprint
 from pluralign.models.masks import attention_kernel
+from pluralign.models.matmul import warn_of_slow_bfloat16
 from pluralign.storage import read_json
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.tiktoken"]
@@ -228,6 +229,8 @@ def _load_model(folder: Path, config: ModelConfig, device: torch.device) -> Any:
             where=where,
             fix=_SAME_MODEL,
         )
+    if model.dtype == torch.bfloat16:
+        warn_of_slow_bfloat16(device)
     if device.type == "cpu" and not config.attn_implementation and attention_kernel(model) == "sdpa":
         model.set_attn_implementation(BLOCKED)
     return model

@@ -1,9 +1,10 @@
-"""Matrix products in float32 on a CPU by the quicker of two libraries, where it rounds no more than the other."""
+"""Matrix products on a CPU: float32 by the quicker of two libraries, and a warning where bfloat16 is slow."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,16 @@ def quick_matmul() -> Iterator[None]:
         yield
     finally:
         _SETTINGS.fp32_precision = before
+
+
+def warn_of_slow_bfloat16(device: torch.device) -> None:
+    """Warn where products in bfloat16 are far slower than in float32: on an x86 processor without AVX-512."""
+    if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        warnings.warn(
+            "this processor has no fast products in bfloat16 (they need AVX-512): they may take some thirty times as "
+            "long as in float32; leave training.bf16 off, and set dtype to float32",
+            stacklevel=3,
+        )
 
 
 def product_precision(device: torch.device) -> str:

@@ -18,6 +18,7 @@ from pluralign.models.bank import LoraBank
 from pluralign.models.base import load_base
 from pluralign.models.cache import Cache
 from pluralign.models.layout import choose_layout
+from pluralign.models.matmul import warn_of_slow_bfloat16
 from pluralign.models.references import reference_logps
 from pluralign.models.rows import Layout
 from pluralign.objectives import Objective
@@ -60,6 +61,8 @@ class Worker:
         self.objective = Objective(config.loss, config.anchor)
         self.cache = Cache(config.cache_dir)
         self.base = load_base(self.model_config)
+        if arguments.bf16 and self.base.model.dtype != torch.bfloat16:
+            warn_of_slow_bfloat16(self.base.device)
         self.encoder = encoder_of(self.base, config.data)
         self.layout: Layout = choose_layout(self.base.model, self.base.tokenizer)
 
