@@ -90,7 +90,7 @@ def main() -> int:
         print(json.dumps(result_of(cell, work), indent=1))
         return 0
     if arguments.stage == "table":
-        _show(arguments.of)
+        _show(arguments.of, arguments.figures)
         return 0
     cells = STAGES[arguments.stage]()
     _unpack(arguments.stage, cells, work)
@@ -160,14 +160,28 @@ def _made_with() -> dict[str, Any]:
     return {"machine": platform.processor() or platform.machine(), "versions": {one: version(one) for one in packages}}
 
 
-def _show(stage: str) -> None:
+def _show(stage: str, figures: Path | None) -> None:
+    import report
     from summary import best, markdown, rows
 
-    found = rows(_read(stage)["cells"])
-    print("Each recipe at its best learning rate:\n")
-    print(markdown(best(found)))
-    print("All:\n")
-    print(markdown(sorted(found, key=lambda row: (row.recipe, row.learning_rate))), end="")
+    cells = _read(stage)["cells"]
+    if not cells:
+        raise SystemExit(f"there are no results of {stage} yet")
+    if stage == "screen":
+        found = rows(cells)
+        print(f"Each recipe at its best learning rate:\n\n{markdown(best(found))}")
+        print(f"All:\n\n{markdown(sorted(found, key=lambda row: (row.recipe, row.learning_rate)))}", end="")
+        return
+    recipes = report.by_recipe(cells)
+    if stage == "population":
+        from pluralign.world import World
+
+        distances = {user.id: user.distance for user in World(0).users(len(cells[0]["people"]))}
+        print(report.population(recipes, distances), end="")
+        return
+    print(f"{report.windows(recipes)}\n{report.against_baselines(recipes)}\n{report.stopped(recipes)}", end="")
+    if figures:
+        report.figures(recipes, figures)
 
 
 def _arguments() -> argparse.Namespace:
@@ -177,6 +191,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="one a core")
     parser.add_argument("--part", type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--of", choices=list(STAGES), default="screen", help="stage of the table")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="where the figures of `--of final` go")
     parser.add_argument("--recipe", choices=list(RECIPES), default="dpo b0.1")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=1)

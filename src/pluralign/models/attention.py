@@ -74,7 +74,7 @@ class Cut:
     pieces: tuple[Piece, ...]
     causal: bool
 
-    @property
+    @functools.cached_property
     def weights(self) -> int:
         """Attention weights of a row and head that are computed."""
         return sum((piece.stop - piece.start) * (piece.seen + piece.stop - piece.since) for piece in self.pieces)
@@ -107,7 +107,7 @@ def _pieces(segments: list[int]) -> tuple[Piece, ...]:
     pieces: list[Piece] = []
     start = first = prompt = 0
     for segment, stretch in groupby(segments):
-        stop = start + sum(1 for _ in stretch)
+        stop = start + len(list(stretch))
         if segment == 0:
             first, prompt = start, stop - start
         if segment != PADDING:
