@@ -89,5 +89,5 @@ def _ours() -> list[Recipe]:
 
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*_baselines(), *_ours())}
-LEARNING_RATES = (2.5e-4, 5e-4, 1e-3)
+LEARNING_RATES = (5e-4, 1e-3, 2e-3, 2.5e-4)
 """The trials of every recipe."""

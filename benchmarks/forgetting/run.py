@@ -47,7 +47,7 @@ KINDS = {"replaces": 0, "keeps": 1, "declines": 7, "likes the base": 5}
 def screen() -> list[Cell]:
     """Every recipe at every learning rate, one tuning seed after the other."""
     people = tuple(KINDS.values())
-    return [Cell(recipe, rate, seed, people) for seed in TUNING_SEEDS for recipe in RECIPES for rate in LEARNING_RATES]
+    return [Cell(recipe, rate, seed, people) for seed in TUNING_SEEDS for rate in LEARNING_RATES for recipe in RECIPES]
 
 
 def final() -> list[Cell]:
