@@ -2,16 +2,42 @@
 
 from pluralign.objectives.anchors import base_anchor, chosen_anchor
 from pluralign.objectives.composition import Losses, Objective
+from pluralign.objectives.contrast import contrast_loss, diagonal_contrast_loss, semantic_weights
+from pluralign.objectives.group_weights import (
+    example_weights,
+    group_coefficients,
+    group_losses,
+    importance_weights,
+    update_group_weights,
+)
 from pluralign.objectives.pairwise import hinge_loss, ipo_loss, robust_loss, sigmoid_loss, sppo_hard_loss
+from pluralign.objectives.references import (
+    clip_to_trust_region,
+    combine_references,
+    confidence_weights,
+    trust_region_widths,
+)
 
 __all__ = [
     "Losses",
     "Objective",
     "base_anchor",
     "chosen_anchor",
+    "clip_to_trust_region",
+    "combine_references",
+    "confidence_weights",
+    "contrast_loss",
+    "diagonal_contrast_loss",
+    "example_weights",
+    "group_coefficients",
+    "group_losses",
     "hinge_loss",
+    "importance_weights",
     "ipo_loss",
     "robust_loss",
+    "semantic_weights",
     "sigmoid_loss",
     "sppo_hard_loss",
+    "trust_region_widths",
+    "update_group_weights",
 ]
