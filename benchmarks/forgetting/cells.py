@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ground import Ground
+from ground import GENERAL, PROBES, Ground
 from recipes import RECIPES
 
 from pluralign.storage import write_json
@@ -42,9 +42,13 @@ class Cell:
     @property
     def name(self) -> str:
         """Unique, and fit for a file's name."""
-        rest = json.dumps([self.people, self.marks])
-        people = f"{len(self.people)}p-{hashlib.sha256(rest.encode()).hexdigest()[:6]}"
-        return f"{self.recipe.replace(' ', '_')}@{self.learning_rate:g}-s{self.seed}-{people}"
+        return f"{self.recipe.replace(' ', '_')}@{self.learning_rate:g}-s{self.seed}-{len(self.people)}p-{self.digest}"
+
+    @property
+    def digest(self) -> str:
+        """Of everything that decides the result but versions: a recipe that has changed is another cell."""
+        what = [asdict(self), asdict(RECIPES[self.recipe]), PAIRS, PROBES, GENERAL]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
     def kept(self, work: Path) -> Path:
         """Where its result lies."""
@@ -68,11 +72,13 @@ def _made(cell: Cell, work: Path) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     began = time.process_time()
+    ground.prepare()
     with quick_matmul():
-        found, base = _watched(_configuration(cell, ground, out, work), ground, cell.marks)
+        found, base, failed = _watched(_configuration(cell, ground, out, work), ground, cell.marks)
     shutil.rmtree(out, ignore_errors=True)
     seconds = round(time.process_time() - began)
-    return {**asdict(cell), "base": base, "people": found, "seconds": seconds}
+    done = {"base": base, "people": found, "failed": failed, "seconds": seconds}
+    return {**asdict(cell), "digest": cell.digest, **done}
 
 
 def _configuration(cell: Cell, ground: Ground, out: Path, work: Path) -> dict[str, Any]:
@@ -102,8 +108,8 @@ def _configuration(cell: Cell, ground: Ground, out: Path, work: Path) -> dict[st
 
 def _watched(
     configuration: dict[str, Any], ground: Ground, marks: Sequence[int]
-) -> tuple[dict[str, dict[str, list[float | None]]], dict[str, Any]]:
-    """Everybody's measures by mark, and what the base itself has of them."""
+) -> tuple[dict[str, dict[str, list[float | None]]], dict[str, Any], dict[str, str]]:
+    """Everybody's measures by mark, what the base itself has of them, and whose training broke off, with the reason."""
     from watch import Exam, Watched
 
     from pluralign.config import TrainConfig
@@ -121,6 +127,4 @@ def _watched(
     watched = Watched(config, worker.base, worker.objective, run.arguments, run.folder, worker.layout, record)
     watched.watch(exam, marks)
     watched.train(watched.resume(list(rows)), lambda users: iter([(user, rows[user]) for user in users]))
-    if record.skipped:
-        raise RuntimeError(f"training failed: {record.skipped}")
-    return watched.found, exam.of_base()
+    return {user: watched.measures(user) for user in rows}, exam.of_base(), dict(record.skipped)

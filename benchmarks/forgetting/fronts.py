@@ -22,19 +22,27 @@ class Track:
         style: share of answers in the wanted style, a value a mark.
         kept: share of what the base knew that is still known, by the worst of the three ways of asking.
         loss: on held-out pairs.
+        covered, uncovered: kept outside the topics of the preferences, where general prompts reach, and where not.
+        degenerate: share of degenerate answers.
     """
 
     marks: tuple[int, ...]
     style: tuple[float, ...]
     kept: tuple[float, ...]
     loss: tuple[float, ...]
+    covered: tuple[float, ...] = ()
+    uncovered: tuple[float, ...] = ()
+    degenerate: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, marks: Sequence[int], measures: dict[str, list[float | None]]) -> Track:
         """From the measures of a cell."""
         asked = [measures[name] for name in _KNOWLEDGE]
         kept = [min(value for value in values if value is not None) for values in zip(*asked, strict=True)]
-        return cls(tuple(marks), _numbers(measures["style"]), tuple(kept), _numbers(measures["loss"]))
+        rest = {name: _numbers(measures[name]) for name in ("covered", "uncovered", "degenerate")}
+        # A training that broke off has no loss from there on.
+        loss = tuple(math.inf if value is None else value for value in measures["loss"])
+        return cls(tuple(marks), _numbers(measures["style"]), tuple(kept), loss, **rest)
 
     @cached_property
     def _dense(self) -> list[tuple[float, float, float]]:
@@ -54,13 +62,22 @@ class Track:
     def window(self) -> float:
         """For how long the person is served and nothing is lost: natural log of last over first step; 0 for never.
 
-        Of a window that is interrupted, its parts together. One that reaches the last mark is longer than measured.
+        Of a window that is interrupted, its parts together; between marks it is interpolated. One that reaches the last
+        mark (or the first) is longer than measured: see `open`.
         """
         return sum(width for width, style, kept in self._dense if style >= SERVED and kept >= KEPT)
 
     @property
+    def open(self) -> bool:
+        """Whether the window reaches the last mark."""
+        return self.well(len(self.marks) - 1)
+
+    @property
     def area(self) -> float:
-        """Under the front, in [0, 1]: the most that is kept where the style is at least s, a mean over s in [0, 1]."""
+        """Under the front, in [0, 1]: the most that is kept where the style is at least s, a mean over s.
+
+        The base itself is no point of it: for who likes it the area says nothing.
+        """
         points = sorted([(style, kept) for _, style, kept in self._dense], reverse=True)
         area, best, last = 0.0, 0.0, None
         for style, kept in points:
@@ -69,9 +86,9 @@ class Track:
             best, last = max(best, kept), style
         return area + best * (last or 0.0)
 
-    def front(self, at: Sequence[float]) -> list[float]:
-        """The most that is kept where the style is at least each of the given values; 0 where it never is."""
-        return [max((kept for _, style, kept in self._dense if style >= least), default=0.0) for least in at]
+    def front(self, least: float) -> float:
+        """The most that is kept where the style is at least so much; 0 where it never is."""
+        return max((kept for _, style, kept in self._dense if style >= least), default=0.0)
 
     @property
     def stopped(self) -> int:

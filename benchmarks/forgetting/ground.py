@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from pluralign.storage import write_text
 from pluralign.world import World, WorldUser
 
 INSIDE, COVERED, UNCOVERED = "inside", "covered", "uncovered"
@@ -65,8 +68,12 @@ class Ground:
 
     def table(self, people: Sequence[WorldUser], pairs: int) -> Path:
         """The people's preferences as a file."""
-        path = self.folder / f"preferences-{people[0].id}-{len(people)}x{pairs}.jsonl"
-        return self._written(path, self.world.preferences(people, pairs))
+        numbers = hashlib.sha256(" ".join(user.id for user in people).encode()).hexdigest()[:8]
+        return self._written(f"preferences-{numbers}-{pairs}", lambda: self.world.preferences(people, pairs))
+
+    def prepare(self) -> None:
+        """Make what several processes would else make at the same time."""
+        _ = self.model, self.general_prompts
 
     @cached_property
     def covered(self) -> frozenset[str]:
@@ -76,27 +83,43 @@ class Ground:
 
     @cached_property
     def general_prompts(self) -> Path:
-        """Questions of the covered topics, none about an item that a probe asks about: a file of prompts."""
-        asked = {item.id for probe in self.probes if (item := self.world.find(probe.question))}
-        items = [item for item in self.world.items if item.topic in self.covered and item.id not in asked]
-        questions = [question for item in items for question in item.questions]
-        drawn = random.Random(f"{self.seed}/general").sample(questions, GENERAL)
-        rows = [{"prompt": [{"role": "user", "content": question}]} for question in drawn]
-        return self._written(self.folder / "general.jsonl", rows)
+        """Questions of the covered topics, as many of each; none about an item or an entity that a probe asks about."""
+        return self._written("general", self._general_rows)
+
+    def _general_rows(self) -> list[dict[str, Any]]:
+        asked = [item for probe in self.probes if (item := self.world.find(probe.question))]
+        items, entities = {item.id for item in asked}, {item.entity for item in asked if item.entity}
+        by_topic: dict[str, list[str]] = {topic: [] for topic in sorted(self.covered)}
+        for item in self.world.items:
+            if item.topic in by_topic and item.id not in items and item.entity not in entities:
+                by_topic[item.topic] += item.all_questions
+        draw = random.Random(f"{self.seed}/general")
+        most = GENERAL // len(by_topic)
+        drawn = [text for texts in by_topic.values() for text in draw.sample(texts, min(most, len(texts)))]
+        return [{"prompt": [{"role": "user", "content": question}]} for question in drawn]
 
     @cached_property
     def probes(self) -> list[Probe]:
-        """`PROBES` questions of each scope."""
-        found: dict[str, list[Probe]] = {INSIDE: [], COVERED: [], UNCOVERED: []}
+        """`PROBES` questions of each scope, every topic of a scope as often as the others."""
+        found: dict[str, dict[str, list[Probe]]] = {INSIDE: {}, COVERED: {}, UNCOVERED: {}}
         for row in self.world.probes():
             scope = INSIDE if row["scope"] == "inside" else COVERED if row["topic"] in self.covered else UNCOVERED
             if row["held_out"]:
                 options = (row["answer"], *(option for option in row["options"] if option != row["answer"]))
-                found[scope].append(Probe(scope, row["question"], options, row["prefixes"]))
+                probe = Probe(scope, row["question"], options, row["prefixes"])
+                found[scope].setdefault(row["topic"], []).append(probe)
         draw = random.Random(f"{self.seed}/forgetting")
-        return [probe for probes in found.values() for probe in draw.sample(probes, PROBES)]
+        return [probe for topics in found.values() for probe in _evenly(topics, PROBES, draw)]
 
-    def _written(self, path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    def _written(self, name: str, rows: Callable[[], Sequence[dict[str, Any]]]) -> Path:
+        path = self.folder / f"{name}.jsonl"
+        if not path.exists():
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows()))
         return path
+
+
+def _evenly(topics: Mapping[str, Sequence[Probe]], count: int, draw: random.Random) -> list[Probe]:
+    """So many probes, from each topic in turn."""
+    shuffled = [draw.sample(list(probes), len(probes)) for _, probes in sorted(topics.items())]
+    in_turn = [probe for some in zip_longest(*shuffled) for probe in some if probe is not None]
+    return in_turn[:count]

@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 from fronts import KEPT, SERVED, Track
+from intervals import Estimate
 
 mpl.use("svg")
 import matplotlib.pyplot as plt
@@ -16,20 +17,17 @@ mpl.rcParams.update({"svg.hashsalt": "forgetting", "svg.fonttype": "none", "font
 AT = [number / 50 for number in range(51)]
 
 
-def fronts(recipes: Mapping[str, Sequence[Track]], bands: Mapping[str, Any], path: Path) -> None:
-    """The most that is kept for people served at least so well, a mean over people, with 95% bands.
+def fronts(recipes: Mapping[str, Sequence[Estimate]], path: Path) -> None:
+    """The most that is kept for people served at least so well, a mean over worlds, with 95% bands.
 
     Args:
-        recipes: name -> everybody's tracks.
-        bands: name -> (low, high), a value for each of `AT`.
+        recipes: name -> an estimate for each of `AT`.
         path: the SVG to write.
     """
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
-    for name, tracks in recipes.items():
-        lines = [track.front(AT) for track in tracks]
-        mean = [sum(values) / len(values) for values in zip(*lines, strict=True)]
-        (line,) = axes.plot(AT, mean, label=name, linewidth=1.5)
-        low, high = bands[name]
+    for name, values in recipes.items():
+        (line,) = axes.plot(AT, [value.mean for value in values], label=name, linewidth=1.5)
+        low, high = zip(*(value.ends for value in values), strict=True)
         axes.fill_between(AT, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
     axes.set(xlabel="served: answers in the wanted style, at least", ylabel="kept of what the base knew")
     axes.set_ylim(0, 1.02)

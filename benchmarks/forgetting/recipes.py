@@ -55,11 +55,14 @@ def base(weight: float, form: str = "hinge", **more: Any) -> Settings:
 
 def _baselines() -> list[Recipe]:
     found = [Recipe(f"dpo b{beta:g}", "dpo", dpo(beta)) for beta in (0.1, 0.3, 1.0, 3.0)]
-    found += [Recipe(f"ipo b{beta:g}", "ipo", {"type": "ipo", "beta": beta}) for beta in (0.05, 0.2)]
-    found += [Recipe(f"dpop w{weight:g}", "dpop", dpo(0.1), {"chosen": {"weight": weight}}) for weight in (5.0, 50.0)]
-    found += [Recipe(f"dpo b{b:g} nll{w:g}", "dpo nll", dpo(b), nll(w)) for b, w in ((0.1, 1.0), (1.0, 1.0))]
-    # Negative log-likelihood of the base's own samples: KL(base || policy) on the prompts, but for a constant.
+    found += [Recipe(f"ipo b{beta:g}", "ipo", {"type": "ipo", "beta": beta}) for beta in (0.02, 0.05)]
+    found += [Recipe(f"dpop b{b:g} w5", "dpop", dpo(b), {"chosen": {"weight": 5.0}}) for b in (0.1, 1.0)]
+    found += [Recipe(f"dpo b{b:g} nll1", "dpo nll", dpo(b), nll(1.0)) for b in (0.1, 1.0, 3.0)]
+    # Negative log-likelihood of one sample of the base a prompt: KL(base || policy) on the preferences' prompts, but
+    # for a constant. The weights are multiples of beta: 0.3 of 0.1 is 0.03 for every nat.
     found += [Recipe(f"dpo b0.1 kl{weight:g}", "kl", dpo(0.1), base(weight, "nll"), SAMPLED) for weight in (0.3, 1.0)]
+    found += [Recipe("dpo b0.1 kl0.3 nll1", "kl", dpo(0.1), base(0.3, "nll") | nll(1.0), SAMPLED)]
+    found += [Recipe("dpo b1 kl0.03", "kl", dpo(1.0), base(0.03, "nll"), SAMPLED)]
     return [*found, Recipe("sft", "sft", {"type": "nll", "length_average": True})]
 
 
@@ -67,25 +70,23 @@ def _ours() -> list[Recipe]:
     def made(name: str, beta: float, anchor: Settings, responses: Settings | None = None, general: float = 0) -> Recipe:
         return Recipe(name, OURS, dpo(beta), anchor, responses or {}, general)
 
-    found = [made(f"hinge{weight:g}", 0.1, base(weight)) for weight in (0.1, 0.3, 1.0)]
-    found += [
+    found = [made(f"hinge{weight:g}", 0.1, base(weight)) for weight in (0.1, 0.3)]
+    return [
+        *found,
         made("absolute0.3", 0.1, base(0.3, "absolute")),
         made("squared0.03", 0.1, base(0.03, "squared")),
         made("nll0.3", 0.1, base(0.3, "nll")),
         made("token-hinge3", 0.1, base(3.0, per_token=True)),
         made("hinge0.3 sampled", 0.1, base(0.3), SAMPLED),
-        made("hinge0.3 inside", 0.1, base(0.3, placement="inside")),
-        made("hinge0.1 nll1", 0.1, base(0.1) | nll(1.0)),
         made("hinge0.3 nll1", 0.1, base(0.3) | nll(1.0)),
         made("hinge0.3 general", 0.1, base(0.3), general=0.5),
         made("hinge0.3 nll1 general", 0.1, base(0.3) | nll(1.0), general=0.5),
-        made("b1 hinge0.1", 1.0, base(0.1)),
-        made("b1 hinge0.3 nll1", 1.0, base(0.3) | nll(1.0)),
-        made("b1 hinge0.3 general", 1.0, base(0.3), general=0.5),
-        made("b1 hinge0.3 nll1 general", 1.0, base(0.3) | nll(1.0), general=0.5),
+        made("hinge0.3 nll1 sampled general", 0.1, base(0.3) | nll(1.0), SAMPLED, general=0.5),
         made("b0.3 hinge0.3 nll1 general", 0.3, base(0.3) | nll(1.0), general=0.5),
+        made("b1 hinge0.03 nll1", 1.0, base(0.03) | nll(1.0)),
+        made("b1 hinge0.03 nll1 general", 1.0, base(0.03) | nll(1.0), general=0.5),
+        made("b1 hinge0.1 nll1 general", 1.0, base(0.1) | nll(1.0), general=0.5),
     ]
-    return found
 
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*_baselines(), *_ours())}

@@ -33,7 +33,7 @@ for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 
 from cells import Cell, result_of  # noqa: E402
-from recipes import LEARNING_RATES, RECIPES  # noqa: E402
+from recipes import LEARNING_RATES, OURS, RECIPES  # noqa: E402
 
 SCHEMA_VERSION = 1
 RESULTS = Path(__file__).parent / "results"
@@ -57,24 +57,17 @@ def final() -> list[Cell]:
 
 def population() -> list[Cell]:
     """A hundred people with mixed tastes at one setting for all: plain DPO, the best beta, the best of ours."""
-    from recipes import OURS, RECIPES
-    from summary import PLAIN_DPO
-
-    rows = _finalists()
-    chosen = [next(row for row in rows if row.recipe == PLAIN_DPO)]
-    chosen += [
-        next(row for row in rows if RECIPES[row.recipe].family == family and row not in chosen)
-        for family in ("dpo", OURS)
-    ]
+    plain, *rows = _finalists()
+    chosen = [plain, *(next(row for row in rows if RECIPES[row.recipe].family == family) for family in ("dpo", OURS))]
     people = tuple(range(100))
-    return [Cell(row.recipe, row.learning_rate, seed, people, FEW_MARKS) for seed in SEEDS[:2] for row in chosen]
+    return [Cell(row.recipe, row.learning_rate, seed, people, FEW_MARKS) for seed in SEEDS for row in chosen]
 
 
 def _finalists() -> list[Any]:
     from summary import finalists, rows
 
     cells = _read("screen")["cells"]
-    if {cell["seed"] for cell in cells} < set(TUNING_SEEDS):
+    if not {cell.digest for cell in screen()} <= {cell["digest"] for cell in cells}:
         raise SystemExit("the screen is not finished: finalists are chosen from all of it")
     return finalists(rows(cells))
 
@@ -98,6 +91,7 @@ def main() -> int:
         first, step = arguments.part
         _make(cells[first::step], work)
         return 0
+    _prepare(cells, work, arguments.processes)
     failed = _in_processes(arguments)
     _pack(arguments.stage, cells, work)
     return failed
@@ -107,10 +101,8 @@ def _in_processes(arguments: argparse.Namespace) -> int:
     count = arguments.processes
     command = [sys.executable, __file__, arguments.stage, "--work", str(arguments.work), "--part"]
     running = [subprocess.Popen([*command, str(number), str(count)]) for number in range(count)]
-    try:
-        return max(one.wait() for one in running)
-    except KeyboardInterrupt:
-        return 130
+    codes = [one.wait() for one in running]
+    return int(any(codes))
 
 
 def _make(cells: Sequence[Cell], work: Path) -> None:
@@ -124,17 +116,27 @@ def _unpack(stage: str, cells: Sequence[Cell], work: Path) -> None:
     """Put the cells of the committed results where a grid looks for them."""
     from pluralign.storage import write_json
 
-    found = {_cell_of(one): one for one in _read(stage)["cells"]}
+    found = {one["digest"]: one for one in _read(stage)["cells"]}
     for cell in cells:
-        if cell in found and not cell.kept(work).exists():
+        if cell.digest in found and not cell.kept(work).exists():
             cell.kept(work).parent.mkdir(parents=True, exist_ok=True)
-            write_json(cell.kept(work), found[cell])
+            write_json(cell.kept(work), found[cell.digest])
 
 
-def _cell_of(one: dict[str, Any]) -> Cell:
-    """The cell that a result is of; people's ids end with their numbers."""
-    people = tuple(int(user.rsplit("-", 1)[1]) for user in one["people"])
-    return Cell(one["recipe"], one["learning_rate"], one["seed"], people, tuple(one["marks"]))
+def _prepare(cells: Sequence[Cell], work: Path, processes: int) -> None:
+    """Make the worlds first: two processes with cells of one world would both train its model."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        list(pool.map(prepare_world, dict.fromkeys(cell.seed for cell in cells), [work] * len(cells)))
+
+
+def prepare_world(seed: int, work: Path) -> None:
+    """Model and prompts of a world."""
+    from ground import Ground
+
+    Ground(seed, work).prepare()
 
 
 def _pack(stage: str, cells: Sequence[Cell], work: Path) -> None:
@@ -179,7 +181,7 @@ def _show(stage: str, figures: Path | None) -> None:
         distances = {user.id: user.distance for user in World(0).users(len(cells[0]["people"]))}
         print(report.population(recipes, distances), end="")
         return
-    print(f"{report.windows(recipes)}\n{report.against_baselines(recipes)}\n{report.stopped(recipes)}", end="")
+    print(f"{report.windows(recipes)}\n{report.against_baselines(recipes)}\n{report.ends(recipes)}", end="")
     if figures:
         report.figures(recipes, figures)
 

@@ -12,8 +12,10 @@ from fronts import Track, one_setting, tracks_of
 from recipes import OURS, RECIPES
 
 PLAIN_DPO = "dpo b0.1"
-BASELINES = ("dpo", "ipo", "dpop", "dpo nll", "kl")
-"""Families of baselines of which the best one is a finalist."""
+BASELINES = ("dpo", "ipo", "dpop", "dpo nll", "kl", "sft")
+"""Families of baselines of which the best one is a finalist, beside plain DPO."""
+MOVES = ("keeps", "replaces", "declines")
+"""Kinds of people who must be moved. Who likes the base is served by whatever does nothing, and decides nothing."""
 KIND_OF = {
     "plain": "likes the base",
     "cheerful": "keeps",
@@ -29,8 +31,9 @@ class Row:
     """A recipe at a learning rate, over seeds and people.
 
     Attributes:
-        window: mean natural log of a window's last over its first step.
-        area: mean area under the front.
+        window: mean natural log of a window's last over its first step, of those who must move.
+        open: share of their windows that reach the last mark.
+        area: mean area under the front, of those who must move.
         together: share of people who are served without loss at the best mark for all, a mean over seeds.
         marks: that mark, of each seed.
         stopped_style, stopped_kept: where the loss on held-out pairs is lowest, means.
@@ -41,6 +44,7 @@ class Row:
     recipe: str
     learning_rate: float
     window: float
+    open: float
     area: float
     together: float
     marks: tuple[int, ...]
@@ -63,21 +67,22 @@ def _row(recipe: str, rate: float, by_seed: Sequence[dict[str, Track]]) -> Row:
     people = [(user, track) for tracks in by_seed for user, track in tracks.items()]
     settings = [one_setting(list(tracks.values())) for tracks in by_seed]
 
-    def over(value: Callable[[Track], float], kind: str | None = None) -> float:
-        return mean(value(track) for user, track in people if kind in (None, kind_of(user)))
+    def over(value: Callable[[Track], float], kinds: Sequence[str] | None = None) -> float:
+        return mean(value(track) for user, track in people if kinds is None or kind_of(user) in kinds)
 
     return Row(
         recipe=recipe,
         learning_rate=rate,
-        window=over(lambda track: track.window),
-        area=over(lambda track: track.area),
+        window=over(lambda track: track.window, MOVES),
+        open=over(lambda track: float(track.open), MOVES),
+        area=over(lambda track: track.area, MOVES),
         together=mean(share for share, _ in settings),
         marks=tuple(mark for _, mark in settings),
         stopped_style=over(lambda track: track.style[track.stopped]),
         stopped_kept=over(lambda track: track.kept[track.stopped]),
         last_style=over(lambda track: track.style[-1]),
         last_kept=over(lambda track: track.kept[-1]),
-        windows={kind: over(lambda track: track.window, kind) for kind in dict.fromkeys(map(kind_of, dict(people)))},
+        windows={kind: over(lambda track: track.window, (kind,)) for kind in dict.fromkeys(map(kind_of, dict(people)))},
     )
 
 
@@ -95,14 +100,12 @@ def best(found: Sequence[Row]) -> list[Row]:
 
 
 def finalists(found: Sequence[Row]) -> list[Row]:
-    """Who goes on from the screen: plain DPO, the best of each family of baselines, and the four best of ours."""
+    """Who goes on from the screen: plain DPO, the best of each family of baselines beside it, three of ours."""
     ranked = best(found)
-    chosen = {PLAIN_DPO: next(row for row in ranked if row.recipe == PLAIN_DPO)}
-    for family in BASELINES:
-        row = next(row for row in ranked if RECIPES[row.recipe].family == family)
-        chosen[row.recipe] = row
-    chosen |= {row.recipe: row for row in [row for row in ranked if RECIPES[row.recipe].family == OURS][:4]}
-    return list(chosen.values())
+    plain = [row for row in ranked if row.recipe == PLAIN_DPO]
+    others = [row for row in ranked if row.recipe != PLAIN_DPO]
+    firsts = [next(row for row in others if RECIPES[row.recipe].family == family) for family in BASELINES]
+    return [*plain, *firsts, *[row for row in others if RECIPES[row.recipe].family == OURS][:3]]
 
 
 def _worth(row: Row) -> tuple[float, float]:
@@ -112,12 +115,13 @@ def _worth(row: Row) -> tuple[float, float]:
 def markdown(found: Sequence[Row]) -> str:
     """A table of rows."""
     kinds = list(found[0].windows)
-    measures = ["area", "together", "stopped: style", "kept", "end: style", "kept"]
+    measures = ["open", "area", "together", "stopped: style", "kept", "end: style", "kept"]
     head = ["recipe", "learning rate", "window", *kinds, *measures]
     lines = [head, ["---"] * len(head)]
     for row in found:
         factors = [f"{math.exp(value):.2f}x" for value in (row.window, *row.windows.values())]
         shares = (row.stopped_style, row.stopped_kept, row.last_style, row.last_kept)
         ends = [f"{value:.2f}" for value in shares]
-        lines.append([row.recipe, f"{row.learning_rate:g}", *factors, f"{row.area:.3f}", f"{row.together:.0%}", *ends])
+        values = [f"{row.open:.0%}", f"{row.area:.3f}", f"{row.together:.0%}"]
+        lines.append([row.recipe, f"{row.learning_rate:g}", *factors, *values, *ends])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

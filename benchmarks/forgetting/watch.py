@@ -183,6 +183,12 @@ class Watched(BankPopulation):
                     kept[name].append(None if value is None else round(value, 4))
         return logs
 
+    def measures(self, user: str) -> dict[str, list[float | None]]:
+        """A person's, a value a mark; of who broke off, nothing is kept and nothing served from there on."""
+        found = self.found.get(user, {name: [] for name in MEASURES})
+        missing = len(self.marks) - len(found["style"])
+        return {name: values + [None if name == "loss" else 0.0] * missing for name, values in found.items()}
+
     def _losses(self, learners: Sequence[Any]) -> dict[str, float]:
         units = []
         for learner in learners:

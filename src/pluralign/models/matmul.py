@@ -39,8 +39,8 @@ def warn_of_slow_bfloat16(device: torch.device) -> None:
     """Warn where products in bfloat16 are far slower than in float32: on an x86 processor without AVX-512."""
     if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
         warnings.warn(
-            "this processor has no fast products in bfloat16 (they need AVX-512): they may take some thirty times as "
-            "long as in float32; leave training.bf16 off, and set dtype to float32",
+            "this processor has no fast products in bfloat16 (they need AVX-512): they may take tens of times as long "
+            "as in float32; leave training.bf16 off, and set dtype to float32",
             stacklevel=3,
         )
 

@@ -14,26 +14,27 @@ GIVEN = "--prompts"
 """The "file" of prompts that are given as they are, in messages."""
 
 
-def read_prompts(given: str | list[str]) -> list[Preference]:
+def read_prompts(given: str | list[str], *, key: str = GIVEN) -> list[Preference]:
     """Prompts in order, each as a row that knows its place.
 
     Args:
         given: prompts, or files of them: a table of any format with a `prompt` column, or `.txt` with one a line.
             What ends like a file's name and has no space in it is a file.
+        key: what they were given by, for messages.
 
     Raises:
         InputError: there is none, a file cannot be read, or a prompt is empty or no text.
     """
     prompts: list[Preference] = []
     for number, item in enumerate([given] if isinstance(given, str) else given, 1):
-        rows = _rows_of_file(item) if _is_file(item) else iter([(Place(GIVEN, number), {"prompt": item})])
+        rows = _rows_of_file(item) if _is_file(item) else iter([(Place(key, number), {"prompt": item})])
         for place, row in rows:
             try:
                 prompts.append(Preference(read_prompt(row), None, None, place=place))
             except BadRow as bad:
                 raise InputError(str(bad.at(place))) from None
     if not prompts:
-        raise InputError("no prompt is given", fix=f"Name one, or a file of them, with {GIVEN}.")
+        raise InputError("no prompt is given", fix=f"Name one, or a file of them, with {key}.")
     return prompts
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from pluralign.config import TrainConfig
 from pluralign.errors import InputError
+from pluralign.models.encoding import Encoder
 from pluralign.preferences import Preference, Preferences, data_hash, read_prompts
-from pluralign.training.people import person_seed
+from pluralign.training.people import Census, person_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,42 +43,44 @@ class AnchorPrompts:
             )
         if not 0 < base.prompts_per_pair < math.inf:
             raise InputError(f"anchor.base.prompts_per_pair is {base.prompts_per_pair}", fix="It must be a number > 0.")
-        return cls(read_prompts(base.prompts), base.prompts_per_pair)
+        return cls(read_prompts(base.prompts, key="anchor.base.prompts"), base.prompts_per_pair)
 
     @property
     def digest(self) -> str | None:
         """Hex digest of the pool's content; None where there is none."""
         return data_hash(Preferences([*self.pool])) if self.pool else None
 
-    def added_to(self, training: Preferences, config: TrainConfig) -> Preferences:
-        """The rows to learn from, and behind them everybody's anchor-only rows.
+    def give_to(self, census: Census, config: TrainConfig, encoder: Encoder) -> None:
+        """Put anchor-only rows behind everybody's rows to learn from.
 
         A person's draw follows from their id and the seed: it is the same whoever else is in the table. Where the pool
         has fewer prompts than a person is to get, it comes again from its start.
 
         Args:
-            training: of all people.
-            config: names the column of owners, that of weights (anchor-only rows weigh 1), and the seed.
+            census: the people who can be trained.
+            config: names the column of weights (anchor-only rows weigh 1), and the seed.
+            encoder: finds prompts that cannot be turned into tokens.
+
+        Raises:
+            InputError: a prompt cannot be turned into tokens.
         """
         if not self.pool:
-            return training
-        pool = [_as_the_table(row, training) for row in self.pool]
+            return
+        messages = not isinstance(census.people[0].train[0].prompt, str)
+        pool = [_as_turn(row) if messages else row for row in self.pool]
+        census.cuts += [tuple(row.cut) for row in encoder.encode_many(pool, branches=())]
         column = config.weighting.column
         columns = {} if column is None else {column: 1.0}
-        rows: list[Preference] = []
-        for name, own in training.by(config.parameters.per).items():
-            draw = random.Random(person_seed(config.seed, name))
-            order = draw.sample(pool, len(pool))
-            count = max(1, round(len(own) * self.per_pair))
-            drawn = [order[number % len(order)] for number in range(count)]
-            user, group = own[0].user, own[0].group
-            rows += [replace(row, user=user, group=group, columns=dict(columns)) for row in drawn]
-        return replace(training, rows=[*training.rows, *rows])
+        for person in census.people:
+            count = max(1, round(len(person.train) * self.per_pair))
+            drawn = random.Random(person_seed(config.seed, person.user)).sample(pool, min(count, len(pool)))
+            user, group = person.train[0].user, person.train[0].group
+            person.train += [
+                replace(drawn[number % len(drawn)], user=user, group=group, columns=dict(columns))
+                for number in range(count)
+            ]
 
 
-def _as_the_table(row: Preference, table: Preferences) -> Preference:
-    """A text is a user's turn where the table's prompts are messages."""
-    first = table.rows[0].prompt if table.rows else ""
-    if isinstance(row.prompt, str) and not isinstance(first, str):
-        return replace(row, prompt=[{"role": "user", "content": row.prompt}])
-    return row
+def _as_turn(row: Preference) -> Preference:
+    """A text as a user's turn."""
+    return replace(row, prompt=[{"role": "user", "content": row.prompt}]) if isinstance(row.prompt, str) else row

@@ -170,8 +170,8 @@ class Run:
             data=config.data,
         )
         _check_probes(self.probes, worker.encoder)
-        learned = self.anchor_prompts.added_to(training, config)
-        census = take_census(config, self.objective, worker.encoder, learned, held_out)
+        census = take_census(config, self.objective, worker.encoder, training, held_out)
+        self.anchor_prompts.give_to(census, config, worker.encoder)
         hashes = hashes_of(config, preferences, training, held_out)
         record = Record(self.folder, config.parameters.kind, hashes=hashes, writes=self.arguments.should_save)
         growth = plan_growth(config, self.folder, record, census, data_hash=digest, standing=standing)

@@ -39,7 +39,7 @@ UNFINISHED_FILE = "unfinished.json"
 _RESULTS = (CONFIG_FILE, UNFINISHED_FILE, "adapters", "model", "state", "metrics.jsonl", "evaluation.json")
 _NOT_THE_RUN = ("output_dir", "overwrite", "update", "plan", "device", "cache_dir", "training.report_to")
 """Keys that may differ between two calls of the same run: places, devices, who is told, who is trained again."""
-_WHERE_THE_DATA_IS = ("data.path", "data.source", "data.split", "data.revision")
+_WHERE_THE_DATA_IS = ("data.path", "data.source", "data.split", "data.revision", "anchor.base.prompts")
 """Keys that may differ between two calls on one population, whose table moves and grows."""
 _HOW_IT_IS_TRAINED = ("engine", "bank.slots", "bank.batch_tokens")
 """Keys that make the same adapters up to rounding: a finished population may grow with others, what is begun not."""

@@ -1,0 +1,159 @@
+"""What the forgetting benchmark makes of trainings: windows, fronts, intervals."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "forgetting"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_path() -> Iterator[None]:
+    """The benchmark's modules import each other by their bare names."""
+    sys.path.insert(0, str(FOLDER))
+    yield
+    sys.path.remove(str(FOLDER))
+    for name in ("fronts", "intervals", "summary", "report", "recipes", "cells", "ground"):
+        sys.modules.pop(name, None)
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+MARKS = (10, 20, 40, 80)
+
+
+def track(style: list[float], kept: list[float], loss: list[float] | None = None) -> Any:
+    return module("fronts").Track(MARKS, tuple(style), tuple(kept), tuple(loss or [1.0] * len(style)))
+
+
+def test_a_window_is_as_long_as_both_hold() -> None:
+    assert track([1, 1, 1, 1], [1, 1, 1, 1]).window == pytest.approx(math.log(8))
+    assert track([0, 0, 1, 1], [1, 1, 1, 1]).window == pytest.approx(math.log(2) * 1.05, abs=0.04)
+    assert track([1, 1, 1, 1], [1, 1, 0, 0]).window == pytest.approx(math.log(2) * 1.03, abs=0.04)
+    assert track([0, 0, 0, 1], [1, 0, 0, 0]).window == 0
+
+
+def test_the_front_keeps_the_best_of_what_serves() -> None:
+    perfect = track([0, 1, 1, 1], [1, 1, 0.2, 0.1])
+    assert perfect.area == pytest.approx(1, abs=0.03)
+    assert track([0, 0, 0, 0], [1, 1, 1, 1]).area == 0
+    # Served by a half at most, and then a half is lost.
+    assert track([0, 0.5, 0.5, 0.5], [1, 0.5, 0.5, 0.5]).area == pytest.approx(0.375, abs=0.03)
+    assert perfect.front(0) == pytest.approx(1, abs=0.03)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=4, max_size=4))
+def test_serving_and_keeping_more_is_never_worse(points: list[tuple[float, float]]) -> None:
+    style, kept = [list(values) for values in zip(*points, strict=True)]
+    one = track(style, kept)
+    better = track([min(1, value + 0.1) for value in style], [min(1, value + 0.1) for value in kept])
+    assert 0 <= one.area <= better.area + 1e-9 and better.area <= 1 + 1e-9
+    assert 0 <= one.window <= better.window + 1e-9
+
+
+def test_knowledge_is_the_worst_way_of_asking() -> None:
+    measures = {"style": [1.0] * 4, "told": [None] * 4, "base_prefix": [1.0, 0.9, 1.0, 1.0]}
+    measures |= dict.fromkeys(("covered", "uncovered", "degenerate"), [0.0] * 4)
+    measures |= {"own_prefix": [0.8, 1.0, None, 1.0], "loss": [3.0, 1.0, 2.0, None]}
+    found = module("fronts").Track.of(MARKS, measures)
+    assert found.kept == (0.8, 0.9, 1.0, 1.0)
+    assert found.stopped == 1 and not found.well(1) and found.well(3)
+
+
+def test_one_setting_is_the_same_mark_for_all() -> None:
+    early, late = track([1, 1, 0, 0], [1] * 4), track([0, 1, 1, 1], [1] * 4)
+    assert module("fronts").one_setting([early, late]) == (1.0, 20)
+    assert module("fronts").one_setting([early, track([0, 0, 1, 1], [1] * 4)])[0] == 0.5
+
+
+def test_intervals_are_over_worlds_and_pairs_cancel() -> None:
+    intervals = module("intervals")
+    values = {seed: {user: seed + user / 10 for user in range(5)} for seed in range(5)}
+    found = intervals.over_people(values)
+    low, high = found.ends
+    # Student's t with 4 degrees of freedom: 2.776 standard errors.
+    assert found.mean == pytest.approx(2.2) and high - found.mean == pytest.approx(2.776 * math.sqrt(2.5 / 5))
+    assert low < 2.2 and found.detectable > found.half
+    shifted = {seed: {user: value + 0.3 for user, value in people.items()} for seed, people in values.items()}
+    between = intervals.difference(shifted, values)
+    assert between.mean == pytest.approx(0.3) and between.detectable == pytest.approx(0, abs=1e-9)
+
+
+def cell(recipe: str, rate: float, seed: int, quality: float) -> dict[str, Any]:
+    """Everybody is served as well as the quality says from the second mark on, and keeps everything."""
+    one = {"style": [0.0] + [quality] * 3, **dict.fromkeys(("told", "base_prefix", "own_prefix"), [1.0] * 4)}
+    rest = {"covered": [1.0] * 4, "uncovered": [1.0] * 4, "degenerate": [0.0] * 4, "loss": [3.0, 2.0, 1.0, 2.0]}
+    likes = {**one, **rest, "style": [1.0] * 4}
+    people = {"formal-000": {**one, **rest}, "cheerful-001": {**one, **rest}, "plain-005": likes}
+    return {"recipe": recipe, "learning_rate": rate, "seed": seed, "marks": list(MARKS), "people": people}
+
+
+def test_who_goes_on_is_decided_by_people_who_must_move() -> None:
+    summary, recipes = module("summary"), module("recipes").RECIPES
+    good = {"dpo b1": 1.0, "hinge0.3 general": 1.0}
+    cells = [
+        cell(name, rate, seed, good.get(name, 0.5) * (1 if rate == 1e-3 else 0.5))
+        for name in recipes
+        for rate in (5e-4, 1e-3)
+        for seed in (1, 2)
+    ]
+    rows = summary.rows(cells)
+    chosen = summary.finalists(rows)
+    assert chosen[0].recipe == "dpo b0.1" and chosen[1].recipe == "dpo b1" and len(chosen) == 10
+    assert {recipes[row.recipe].family for row in chosen[1:7]} == set(summary.BASELINES)
+    assert chosen[7].recipe == "hinge0.3 general" and {row.learning_rate for row in chosen} == {1e-3}
+    lost = next(row for row in rows if row.recipe == "hinge0.1")
+    assert lost.window == 0 and lost.windows["likes the base"] > 0
+    assert "hinge0.3 general" in summary.markdown(chosen)
+
+
+def test_reported_tables_compare_ours_with_every_baseline() -> None:
+    report = module("report")
+    found = report.by_recipe(
+        [
+            cell(name, 1e-3, seed, 1.0 if name == "hinge0.3" else 0.6)
+            for seed in (1, 2)
+            for name in ("dpo b0.1", "hinge0.3")
+        ]
+    )
+    assert "| hinge0.3 | 4." in report.windows(found)
+    assert "| hinge0.3 less |" in report.against_baselines(found) and "| dpo b0.1 | 4." in report.against_baselines(
+        found
+    )
+    assert "1.000 [1.000, 1.000]" in report.ends(found)
+    distances = {"formal-000": 1.0, "cheerful-001": 0.5, "plain-005": 0.0}
+    assert "| hinge0.3 | 80 | 1.000 [1.000, 1.000] |" in report.population(found, distances)
+
+
+def test_a_changed_recipe_is_another_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells, recipes = module("cells"), module("recipes")
+    one = cells.Cell("hinge0.3", 5e-4, 1, (0, 1))
+    before = one.digest
+    assert cells.Cell("hinge0.3", 5e-4, 1, (0, 2)).digest != before
+    monkeypatch.setitem(recipes.RECIPES, "hinge0.3", recipes.RECIPES["hinge0.1"])
+    assert one.digest != before
+
+
+def test_general_prompts_leave_alone_what_is_probed(tmp_path: Path) -> None:
+    ground = module("ground").Ground(3, tmp_path)
+    world = ground.world
+    asked = [world.find(probe.question) for probe in ground.probes]
+    rows = [json.loads(line) for line in ground.general_prompts.read_text(encoding="utf-8").splitlines()]
+    general = [world.find(row["prompt"]) for row in rows]
+    assert {item.topic for item in general} == set(ground.covered) and not set(world.inside) & set(ground.covered)
+    assert not {item.id for item in general} & {item.id for item in asked}
+    assert not {item.entity for item in general if item.entity} & {item.entity for item in asked if item.entity}
+    topics = {(probe.scope, item.topic) for probe, item in zip(ground.probes, asked, strict=True)}
+    assert {topic for scope, topic in topics if scope == "covered"} == set(ground.covered)
