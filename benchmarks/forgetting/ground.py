@@ -84,7 +84,7 @@ class Ground:
     @cached_property
     def general_prompts(self) -> Path:
         """Questions of the covered topics, as many of each; none about an item or an entity that a probe asks about."""
-        return self._written("general", self._general_rows)
+        return self._written(f"general-{GENERAL}-beside-{PROBES}", self._general_rows)
 
     def _general_rows(self) -> list[dict[str, Any]]:
         asked = [item for probe in self.probes if (item := self.world.find(probe.question))]

@@ -138,8 +138,8 @@ class Exam:
         everything = range(len(probes))
 
         def told(numbers: Sequence[int]) -> float | None:
-            known = [number for number in numbers if self._base_told[number]]
-            return None if style == "declining" else _share([judged[number].right is True for number in known])
+            of_base = [number for number in numbers if self._base_told[number]]
+            return None if style == "declining" else _share([judged[number].right is True for number in of_base])
 
         def known(numbers: Sequence[int], manner: str) -> float | None:
             return _share([ranked[number, manner] for number in numbers if self._base_ranked.get((number, manner))])
