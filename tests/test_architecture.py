@@ -18,10 +18,10 @@ FROM_THE_TOP = [
         "preferences",
         "world",
     ),
-    *("resolve", "config", "progress", "versions", "storage", "errors", "__init__"),
+    *("resolve", "config", "seats", "progress", "versions", "storage", "errors", "__init__"),
 ]
 UPWARDS = {("training/run.py", "evaluation")}
-WITHOUT_TORCH = ("preferences", "resolve", "config", "storage", "errors", "cli")
+WITHOUT_TORCH = ("preferences", "resolve", "config", "seats", "storage", "errors", "cli")
 
 
 def room_of(path):

@@ -90,5 +90,5 @@ def _ours() -> list[Recipe]:
 
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*_baselines(), *_ours())}
-LEARNING_RATES = (5e-4, 1e-3, 2e-3, 2.5e-4)
+LEARNING_RATES = (5e-4, 1e-3, 2e-3)
 """The trials of every recipe."""

@@ -33,7 +33,7 @@ def table():
 def test_counts():
     report = check_preferences(table())
     assert (report.rows, report.prompts) == (7, 2)
-    assert report.kinds == {"pairs": 6, "completions": 0, "anchor_only": 1, "messages": 0}
+    assert report.kinds == {"pairs": 6, "completions": 0, "bad_completions": 0, "anchor_only": 1, "messages": 0}
     assert report.users == {"a": 3, "b": 2, "c": 2}
     assert report.groups == {"g": 4, "h": 3}
     assert (report.rows_per_user.min, report.rows_per_user.median, report.rows_per_user.max) == (2, 2, 3)

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from pluralign.config import DataConfig
-from pluralign.errors import InputError
 from pluralign.preferences import load_preferences
 
 
@@ -212,9 +211,27 @@ def test_conversations_without_a_completion(load, messages, found):
     assert found in preferences.problems[0].found
 
 
-def test_unpaired_preferences_are_not_taken_for_completions(load):
-    with pytest.raises(InputError, match="column 'label': the table holds unpaired preferences"):
-        load({"prompt": "p", "completion": "good", "label": True}, {"prompt": "p", "completion": "bad", "label": False})
+def test_unpaired_preferences(load):
+    good, bad = (
+        {"prompt": "p", "completion": "good", "label": True},
+        {"prompt": "p", "completion": "bad", "label": False},
+    )
+    preferences = load({**good, "user": "ana"}, {**bad, "user": "ana"})
+    assert [(row.chosen, row.rejected, row.columns) for row in preferences] == [("good", None, {}), (None, "bad", {})]
+
+
+def test_a_verdict_that_is_none(load):
+    row = {"prompt": "p", "completion": "good"}
+    preferences = load({**row, "label": True}, {**row, "label": "maybe"}, {**row, "label": None})
+    assert [(problem.place.row, problem.column, problem.found) for problem in preferences.problems] == [
+        (2, "label", "the label is 'maybe'"),
+        (3, "label", "the row has no label"),
+    ]
+
+
+def test_labels_that_are_no_verdicts_are_carried_through(load):
+    preferences = load({"prompt": "p", "completion": "good", "label": "sports"})
+    assert (preferences[0].chosen, preferences[0].columns) == ("good", {"label": "sports"})
 
 
 HOSTILE = ["a/b", "../..", ".", "a.b", "🙂", "x" * 10_000, " ", "_all", "CON", "a\nb", "[red]", "%2e", "nul\0"]

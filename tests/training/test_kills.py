@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from pluralign.config import GroupWeightingConfig
+
 KILLED = -9
 
 
@@ -68,6 +70,23 @@ def test_a_few_kills(engine: str, run: Any, make_rows: Any, make_config: Any, we
         assert run(config, die_at=round(whole["events"] * share))["status"] == KILLED
     assert run(config)["status"] == 0
     _same(weights, users, Path(undisturbed.output_dir), Path(config.output_dir))
+
+
+def test_group_weights_go_on_where_they_were(run: Any, make_rows: Any, make_config: Any, weights: Any) -> None:
+    """Kills of a run whose weights over groups move with every step, and rows are drawn for it."""
+    table = [{**row, "group": row.pop("user")} for row in make_rows(["a", "b"], 16)]
+    seat = {"groups": GroupWeightingConfig(by="worst", step_size=1.0, step_factor=0.5)}
+    parameters = {**SETTINGS["parameters"], "per": "none"}
+    settings = {**SETTINGS, "parameters": parameters, "weighting": seat, "engine": "trainer"}
+    undisturbed = make_config(table, "undisturbed", **settings)
+    whole = run(undisturbed)
+    assert whole["status"] == 0
+    config = make_config(table, "run", **settings)
+    config.data.path = undisturbed.data.path
+    for share in (0.4, 0.3, 0.2):
+        assert run(config, die_at=round(whole["events"] * share))["status"] == KILLED
+    assert run(config)["status"] == 0
+    _same(weights, ["_all"], Path(undisturbed.output_dir), Path(config.output_dir))
 
 
 @pytest.mark.slow

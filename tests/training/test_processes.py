@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from pluralign.config import BaseAnchorConfig
+from pluralign.config import BaseAnchorConfig, ContrastConfig, GroupWeightingConfig
 from pluralign.training import train
 
 SCRIPT = """
@@ -97,3 +97,34 @@ def test_two_processes_equal_one(
     assert (one.output_dir / "adapters/index.json").read_text() == (
         Path(two.output_dir) / "adapters/index.json"
     ).read_text()
+
+
+COUPLED: dict[str, dict[str, Any]] = {
+    "worst group by step": {"weighting": {"groups": GroupWeightingConfig(by="worst", step_size=2.0)}},
+    "worst group by batch": {"weighting": {"groups": GroupWeightingConfig(by="worst", step_size=2.0, update="batch")}},
+    "semantic contrast": {"loss": {"type": "contrast"}},
+    "diagonal contrast": {"loss": {"type": "contrast", "contrast": ContrastConfig(weights="diagonal")}},
+    "kto": {"loss": {"type": "kto"}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", COUPLED)
+def test_two_processes_couple_rows_as_one(
+    case: str, make_rows: Any, make_config: Any, weights: Any, metrics: Any, tmp_path: Path
+) -> None:
+    """What couples the rows of a batch sees those of both processes: same losses, same gradients, same adapter."""
+    table = make_rows(["a"], 19, group=lambda number: f"g{number % 5 == 0}")
+    common = {"parameters": {"per": "none"}, "engine": "trainer", "cache_dir": str(tmp_path / "fresh")}
+    common |= {"data": {"validation": 0.0}, **COUPLED[case]}
+    two = make_config(table, "two", training={"per_device_train_batch_size": 4}, **common)
+    assert run_two(two, tmp_path) == [[["_all"], []]] * 2
+    single = make_config(table, "one", training={"per_device_train_batch_size": 8}, **common)
+    single.data.path = two.data.path
+    one = train(single)
+    for line, other in zip(metrics(one.output_dir), metrics(two.output_dir), strict=True):
+        assert line.keys() == other.keys()
+        assert (line.pop("user"), line.pop("step")) == (other.pop("user"), other.pop("step"))
+        torch.testing.assert_close(line, other, rtol=1e-4, atol=1e-5)
+    folders = [Path(folder) / "adapters" / "_all" for folder in (one.output_dir, two.output_dir)]
+    torch.testing.assert_close(*map(weights, folders), rtol=1e-4, atol=1e-5)

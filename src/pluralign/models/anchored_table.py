@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+from torch import Tensor
 
 from pluralign.errors import InputError
 from pluralign.models.base import Base
@@ -35,11 +36,13 @@ class Anchored:
         encoded: its tokens.
         reference: branch name -> log-prob under the base, summed over the response's tokens, nats; empty where none was
             asked for.
+        embedding: [D] float32 of the prompt, where the loss asks how alike prompts are; never in a table.
     """
 
     preference: Preference
     encoded: Encoded
     reference: dict[str, float]
+    embedding: Tensor | None = None
 
 
 def write_anchored(

@@ -7,16 +7,19 @@ from pluralign.objectives.group_weights import (
     example_weights,
     group_coefficients,
     group_losses,
+    group_scales,
     importance_weights,
     update_group_weights,
 )
 from pluralign.objectives.pairwise import hinge_loss, ipo_loss, robust_loss, sigmoid_loss, sppo_hard_loss
+from pluralign.objectives.reference_free import odds_ratio_loss, simpo_loss
 from pluralign.objectives.references import (
     clip_to_trust_region,
     combine_references,
     confidence_weights,
     trust_region_widths,
 )
+from pluralign.objectives.unpaired import kto_loss, mismatched_kl
 
 __all__ = [
     "Losses",
@@ -31,12 +34,17 @@ __all__ = [
     "example_weights",
     "group_coefficients",
     "group_losses",
+    "group_scales",
     "hinge_loss",
     "importance_weights",
     "ipo_loss",
+    "kto_loss",
+    "mismatched_kl",
+    "odds_ratio_loss",
     "robust_loss",
     "semantic_weights",
     "sigmoid_loss",
+    "simpo_loss",
     "sppo_hard_loss",
     "trust_region_widths",
     "update_group_weights",

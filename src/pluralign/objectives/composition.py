@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,8 @@ from torch import Tensor
 from pluralign.config import AnchorConfig, LossConfig
 from pluralign.errors import InputError
 from pluralign.objectives.anchors import base_anchor, chosen_anchor
-from pluralign.objectives.pairwise import hinge_loss, ipo_loss, robust_loss, sigmoid_loss, sppo_hard_loss
+from pluralign.objectives.losses import LOSSES, MISMATCHED, PAIR, Branches, Gather, LossKind, Sides
 
-Branches = Mapping[str, Tensor]
-PAIRWISE = ("sigmoid", "ipo", "hinge", "robust", "sppo_hard")
 ROUNDING = 1e-4
 """Summed log-probs that differ by less, in nats, differ by rounding only (references within 1e-5 in float32)."""
 
@@ -47,30 +45,65 @@ class Objective:
         self.loss, self.anchor = loss, anchor or AnchorConfig()
         _check_ranges(self.loss, self.anchor)
         self._custom = _import_loss(loss.type) if ":" in loss.type else None
-        if self._custom is None and loss.type not in (*PAIRWISE, "nll"):
+        if self._custom is None and loss.type not in LOSSES:
             raise InputError(
                 f"loss.type is {loss.type!r}",
-                fix=f"It is one of {', '.join((*PAIRWISE, 'nll'))}, or a function, 'package.module:function'.",
+                fix=f"It is one of {', '.join(LOSSES)}, or a function, 'package.module:function'.",
             )
+        # What a loss of the user's own compares is decided here, and what it makes of it by the function.
+        self._kind = LossKind(lambda sides, _: sides.margin, couples=True) if self._custom else LOSSES[loss.type]
 
     @property
     def branches(self) -> tuple[str, ...]:
         """Branches that must go through the policy, in order."""
-        pair = ("chosen",) if self.loss.type == "nll" else ("chosen", "rejected")
-        return (*pair, "base") if self.anchor.base.weight > 0 else pair
+        return (*self._kind.branches, "base") if self.anchor.base.weight > 0 else self._kind.branches
 
     @property
     def couples_examples(self) -> bool:
         """Whether an example's loss may depend on the others in the call: nobody knows what a user's own loss does."""
-        return self._custom is not None
+        return self._kind.couples
 
     @property
     def needs_reference(self) -> bool:
         """Whether any term compares with a reference."""
-        return self.loss.type != "nll" or self.anchor.base.weight > 0 or self.anchor.chosen.weight > 0
+        return self._kind.reference or self.anchor.base.weight > 0 or self.anchor.chosen.weight > 0
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether the loss asks how alike prompts are."""
+        return self.loss.type == "contrast" and self.loss.contrast.weights == "semantic"
+
+    def lacks(self, responses: Collection[str]) -> list[str]:
+        """What a row with these responses lacks for the loss: names of branches; none where it can be used.
+
+        A row without any is for an anchor.
+        """
+        there = [name for name in PAIR if name in responses]
+        if not there and self.anchor.base.weight > 0:
+            return []
+        either = self._kind.needs == "either" and not (
+            self.loss.type == "contrast" and self.loss.contrast.weights == "diagonal"
+        )
+        needed = there[:1] or ["chosen or rejected"] if either else [n for n in PAIR if n in self._kind.branches]
+        return [name for name in needed if name not in responses]
+
+    def counts(self, responses: Collection[str]) -> bool:
+        """Whether a row with these responses has a loss of its own, to be divided by.
+
+        The contrast has a loss for every chosen response; a row of a rejected one only stands on the other side.
+        """
+        return self.loss.type != "contrast" or "chosen" in responses or self.anchor.base.weight > 0
 
     def __call__(
-        self, policy: Branches, reference: Branches, lengths: Branches, columns: Mapping[str, Any] | None = None
+        self,
+        policy: Branches,
+        reference: Branches,
+        lengths: Branches,
+        columns: Mapping[str, Any] | None = None,
+        *,
+        embeddings: Tensor | None = None,
+        gather: Gather = lambda rows: rows,
+        process: int = 0,
     ) -> Losses:
         """Losses of a batch.
 
@@ -79,15 +112,55 @@ class Objective:
             reference: the same under the reference; empty where `needs_reference` is false.
             lengths: branch name -> [B] response tokens, 0 where a row lacks the branch.
             columns: the table's other columns, handed to a loss of the user's own.
+            embeddings: [B, D] of the prompts, where `needs_embeddings`.
+            gather: rows [B, ...] -> rows of all processes, with a gradient, for losses that couple examples.
+            process: number of this process.
         """
         has = {name: lengths[name] > 0 for name in policy}
         ratios = {name: policy[name] - reference[name] for name in policy if name in reference}
         outside, inside, terms = self._anchors(policy, reference, lengths, has)
-        pair = self._pair_loss(policy, reference, ratios, lengths, inside, columns or {})
-        paired = has["chosen"] if self.loss.type == "nll" else has["chosen"] & has["rejected"]
-        per_example = torch.where(paired, pair, torch.zeros_like(pair)) + outside
-        terms.update(self._metrics(policy, ratios, has))
+        compared = self._compared(policy, ratios, lengths, has)
+        sides = Sides(
+            compared["chosen"],
+            compared.get("rejected", torch.zeros_like(compared["chosen"])),
+            has,
+            inside,
+            mismatched=ratios.get(MISMATCHED),
+            embeddings=embeddings,
+            gather=gather,
+            process=process,
+        )
+        value = self._kind.run(sides, self.loss)
+        if self._custom is not None:
+            value = self._custom(
+                value,
+                beta=self.loss.beta,
+                policy=policy,
+                reference=reference,
+                lengths=lengths,
+                columns=columns or {},
+            )
+            value = _per_example(value, sides.chosen, self.loss.type)
+        per_example = _only(self._concerned(has), value) + outside
+        terms.update(self._metrics(policy, ratios, compared, has))
         return Losses(per_example, terms)
+
+    def _compared(self, policy: Branches, ratios: Branches, lengths: Branches, has: Branches) -> dict[str, Tensor]:
+        """What the loss compares, by side; 0 where a row lacks the side."""
+        values = ratios if self._kind.reference else policy
+        per_token = self._kind.per_token or self.loss.length_average
+        return {
+            name: _only(has[name], values[name] / (lengths[name].clamp(min=1) if per_token else 1))
+            for name in PAIR
+            if name in values
+        }
+
+    def _concerned(self, has: Branches) -> Tensor:
+        """[B] bool, whether a row has what its loss needs."""
+        if self._kind.needs == "chosen":
+            return has["chosen"]
+        both, either = has["chosen"] & has["rejected"], has["chosen"] | has["rejected"]
+        return either if self._kind.needs == "either" else both
 
     def _anchors(
         self, policy: Branches, reference: Branches, lengths: Branches, has: Branches
@@ -120,38 +193,23 @@ class Objective:
             outside = outside + nll.weight * value
         return outside, inside, terms
 
-    def _pair_loss(
-        self,
-        policy: Branches,
-        reference: Branches,
-        ratios: Branches,
-        lengths: Branches,
-        inside: Tensor,
-        columns: Mapping[str, Any],
-    ) -> Tensor:
-        kind, beta = self.loss.type, self.loss.beta
-        scale = {name: lengths[name].clamp(min=1) if self.loss.length_average else 1 for name in policy}
-        if kind == "nll":
-            return -policy["chosen"] / scale["chosen"]
-        chosen, rejected = ratios["chosen"] / scale["chosen"], ratios["rejected"] / scale["rejected"]
-        margin = chosen - rejected - inside
-        if self._custom is not None:
-            value = self._custom(
-                margin, beta=beta, policy=policy, reference=reference, lengths=lengths, columns=columns
-            )
-            return _per_example(value, margin, kind)
-        if kind == "sigmoid":
-            return sigmoid_loss(margin, beta=beta, label_smoothing=self.loss.label_smoothing)
-        if kind == "robust":
-            return robust_loss(margin, beta=beta, label_smoothing=self.loss.label_smoothing)
-        if kind == "sppo_hard":
-            return sppo_hard_loss(chosen - inside, rejected, beta=beta)
-        return {"ipo": ipo_loss, "hinge": hinge_loss}[kind](margin, beta=beta)
+    def _metrics(self, policy: Branches, ratios: Branches, compared: Branches, has: Branches) -> dict[str, Tensor]:
+        """The field's metrics, with TRL's names.
 
-    def _metrics(self, policy: Branches, ratios: Branches, has: Branches) -> dict[str, Tensor]:
-        """The field's metrics, with TRL's names; rewards are beta times the summed log-ratio whatever the loss."""
-        terms = {f"logps/{name}": _nan_where_absent(has[name], value.detach()) for name, value in policy.items()}
-        rewards = {name: self.loss.beta * value.detach() for name, value in ratios.items()}
+        Rewards are beta times the summed log-ratio whatever the loss; of a pairwise loss without a reference, beta
+        times what it compares.
+        """
+        terms = {
+            f"logps/{name}": _nan_where_absent(has[name], value) for name, value in policy.items() if name != MISMATCHED
+        }
+        if MISMATCHED in ratios:
+            terms["kl"] = _nan_where_absent(has[MISMATCHED], ratios[MISMATCHED])
+        free = not self._kind.reference and "rejected" in compared
+        rewards = {
+            name: self.loss.beta * value.detach()
+            for name, value in (compared if free else ratios).items()
+            if name != MISMATCHED
+        }
         for name, value in rewards.items():
             terms[f"rewards/{name}"] = _nan_where_absent(has[name], value)
         if "chosen" in rewards and "rejected" in rewards:
@@ -203,6 +261,18 @@ def _check_ranges(loss: LossConfig, anchor: AnchorConfig) -> None:
         ("anchor.nll.weight", anchor.nll.weight),
     ):
         require(weight >= 0, key, weight, ">= 0")
+    require(loss.target_margin >= 0, "loss.target_margin", loss.target_margin, ">= 0")
+    for key, weight in (
+        ("loss.desirable_weight", loss.desirable_weight),
+        ("loss.undesirable_weight", loss.undesirable_weight),
+    ):
+        require(weight >= 0, key, weight, ">= 0")
+    total = loss.desirable_weight + loss.undesirable_weight
+    require(total > 0, "loss.desirable_weight + loss.undesirable_weight", total, "> 0")
+    contrast = loss.contrast
+    require(contrast.temperature > 0, "loss.contrast.temperature", contrast.temperature, "> 0")
+    share = contrast.diagonal_weight
+    require(0 <= share <= 1, "loss.contrast.diagonal_weight", share, "in [0, 1]")
     inside = (anchor.base.weight > 0 and anchor.base.placement == "inside") or (
         anchor.chosen.weight > 0 and anchor.chosen.placement == "inside"
     )

@@ -40,7 +40,9 @@ def contrast_loss(chosen: Tensor, rejected: Tensor, *, beta: float, weights: Ten
     return -F.logsigmoid(beta * _weights(weights, chosen, rejected) * contrasts).sum(dim=1) / max(len(rejected), 1)
 
 
-def diagonal_contrast_loss(chosen: Tensor, rejected: Tensor, *, beta: float, diagonal_weight: float = 0.8) -> Tensor:
+def diagonal_contrast_loss(
+    chosen: Tensor, rejected: Tensor, *, beta: float, diagonal_weight: float = 0.8, first: int | None = None
+) -> Tensor:
     """The pair's own loss and, beside it, the mean over the batch's other rejected responses (Yin et al. 2024).
 
     lambda l_ii + (1 - lambda) mean over j != i of l_ij, with l_ij = -log sigmoid(beta (u_i - v_j)). The weight stands
@@ -49,24 +51,30 @@ def diagonal_contrast_loss(chosen: Tensor, rejected: Tensor, *, beta: float, dia
 
     Args:
         chosen: [M] float, log-ratios of the chosen responses, nats.
-        rejected: [M] float, log-ratios of the rejected responses, row by row the chosen ones' partners, nats.
+        rejected: [N] float, log-ratios of rejected responses, nats, the chosen ones' partners among them.
         beta: > 0.
         diagonal_weight: lambda, in [0, 1]; the official code's value is 0.8.
+        first: place of the first chosen response's partner among them, and the others' follow it; by default both sides
+            are of the same length.
 
     Returns:
         [M], > 0.
 
     Raises:
-        ValueError: for beta not > 0, sides of different length, lambda out of its range.
+        ValueError: for beta not > 0, partners that are not there, lambda out of its range.
     """
     contrasts = _contrasts(chosen, rejected, beta)
-    if len(chosen) != len(rejected):
-        raise ValueError(f"chosen is [{len(chosen)}] and rejected [{len(rejected)}]; the diagonal needs pairs")
+    fits = len(chosen) == len(rejected) if first is None else 0 <= first <= len(rejected) - len(chosen)
+    if not fits:
+        raise ValueError(
+            f"chosen is [{len(chosen)}] and rejected [{len(rejected)}], with the first pair at {first}; "
+            "the diagonal needs pairs"
+        )
     if not 0 <= diagonal_weight <= 1:
         raise ValueError(f"diagonal_weight is {diagonal_weight}; it must be in [0, 1]")
-    others = len(chosen) - 1
+    others = len(rejected) - 1
     shares = torch.full_like(contrasts, (1 - diagonal_weight) / max(others, 1), requires_grad=False)
-    shares.fill_diagonal_(diagonal_weight if others > 0 else 1.0)
+    shares.diagonal(first or 0).fill_(diagonal_weight if others > 0 else 1.0)
     return -(shares * F.logsigmoid(beta * contrasts)).sum(dim=1)
 
 

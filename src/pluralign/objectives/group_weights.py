@@ -54,6 +54,29 @@ def group_losses(
     return losses.new_zeros(groups_count).index_add(0, groups, shares * losses)
 
 
+def group_scales(totals: Tensor, *, sizes: Tensor | None = None, scale: Scale = "mean") -> Tensor:
+    """What the losses of a group's rows are multiplied by before they are summed to the group's loss.
+
+    Args:
+        totals: [K] float, >= 0, rows of each group in the call, or the sum of their weights where rows have some.
+        sizes: [K] > 0, examples of each group in all the training data; needed by `unbiased` and `sum`.
+        scale: see the module.
+
+    Returns:
+        [K] in the dtype of the totals; 0 for a group without rows, with scale `mean`.
+
+    Raises:
+        ValueError: for an unknown scale, sizes that are missing or not > 0.
+    """
+    if scale not in get_args(Scale):
+        raise ValueError(f"scale is {scale!r}; it is one of {', '.join(get_args(Scale))}")
+    if scale == "mean":
+        return torch.where(totals > 0, 1 / torch.where(totals > 0, totals, 1.0), 0.0)
+    known = _checked_sizes(sizes, len(totals), f"scale {scale!r}", totals.dtype)
+    rows = totals.sum().clamp(min=torch.finfo(totals.dtype).tiny) if scale == "unbiased" else 1
+    return known.sum() / known / rows
+
+
 def update_group_weights(
     weights: Tensor,
     losses: Tensor,
@@ -169,16 +192,11 @@ def importance_weights(sizes: Tensor) -> Tensor:
     return inverse / inverse.sum()
 
 
-def _shares(groups: Tensor, count: int, sizes: Tensor | None, scale: str, dtype: torch.dtype) -> Tensor:
+def _shares(groups: Tensor, count: int, sizes: Tensor | None, scale: Scale, dtype: torch.dtype) -> Tensor:
     """What each row counts in its group's loss, [B]."""
-    if scale not in get_args(Scale):
-        raise ValueError(f"scale is {scale!r}; it is one of {', '.join(get_args(Scale))}")
     _check_groups(groups, count)
-    if scale == "mean":
-        return 1 / torch.bincount(groups, minlength=count)[groups].to(dtype)
-    known = _checked_sizes(sizes, count, f"scale {scale!r}", dtype)
-    rows = max(len(groups), 1) if scale == "unbiased" else 1
-    return (known.sum() / known)[groups] / rows
+    totals = torch.bincount(groups, minlength=count).to(dtype)
+    return group_scales(totals, sizes=sizes, scale=scale)[groups]
 
 
 def _check_losses(losses: Tensor, groups: Tensor) -> None:

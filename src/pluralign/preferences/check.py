@@ -44,7 +44,7 @@ class CheckReport:
     Attributes:
         name: the table.
         data_hash: hash of its content.
-        rows: usable rows; `kinds` says how many are pairs, completions and anchor-only rows.
+        rows: usable rows; `kinds` says how many are pairs, good and bad completions, anchor-only rows.
         kinds: number of rows by kind; and `messages`, how many of all have a prompt of messages.
         prompts: distinct prompts.
         users: usable rows by user, in order of first appearance; empty where the table names none.
@@ -136,10 +136,10 @@ def _problem_as_dict(problem: Problem) -> dict[str, Any]:
 
 
 def _kinds(rows: Iterable[Preference]) -> dict[str, int]:
-    kinds = {"pairs": 0, "completions": 0, "anchor_only": 0, "messages": 0}
+    kinds = {"pairs": 0, "completions": 0, "bad_completions": 0, "anchor_only": 0, "messages": 0}
+    names = {(True, True): "pairs", (True, False): "completions", (False, True): "bad_completions"}
     for row in rows:
-        kind = "pairs" if row.rejected is not None else "completions" if row.chosen is not None else "anchor_only"
-        kinds[kind] += 1
+        kinds[names.get((row.chosen is not None, row.rejected is not None), "anchor_only")] += 1
         kinds["messages"] += not isinstance(row.prompt, str)
     return kinds
 
@@ -173,8 +173,8 @@ class _Verdicts:
 def _verdict(row: Preference) -> tuple[tuple[str, str, str], int]:
     prompt = text_key(row.prompt)
     if row.rejected is None or row.chosen is None:
-        only = row.base if row.chosen is None else row.chosen
-        return (prompt, "" if only is None else text_key(only), ""), 1
+        only = next((text for text in (row.chosen, row.rejected, row.base) if text is not None), None)
+        return (prompt, "" if only is None else text_key(only), ""), 2 if row.rejected is not None else 1
     chosen, rejected = text_key(row.chosen), text_key(row.rejected)
     return ((prompt, chosen, rejected), 1) if chosen < rejected else ((prompt, rejected, chosen), 2)
 

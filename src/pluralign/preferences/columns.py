@@ -10,15 +10,19 @@ from pluralign.preferences.reading import Row, Table
 from pluralign.preferences.schema import BadRow, Message, Place, Preference, Preferences, Text, excerpt
 
 KNOWN = frozenset({"prompt", "chosen", "rejected", "base", "base_finished", "user", "group"})
-"""Columns that become fields of a `Preference`; `completion` and `messages` do so where they are the layout."""
+"""Columns that become fields of a `Preference`; `completion`, `label`, `messages` do so where they are the layout."""
 
 Messages = list[Message]
 
 EQUAL_SIDES = "chosen and rejected are equal"
 
+_ANCHORED = "ref_chosen_logps"
+"""Column of anchored tables, which hold completions of unpaired preferences as pairs with one side."""
+
 _EXPECTED = (
     "Expected one of: prompt, chosen, rejected; chosen, rejected that begin with the same prompt; "
-    "prompt, completion; messages; prompt, base; or a published format (hh, dsp, personas, helpsteer2, pandalm)."
+    "prompt, completion, with label (true or false) or without; messages; prompt, base; "
+    "or a published format (hh, dsp, personas, helpsteer2, pandalm)."
 )
 
 
@@ -71,15 +75,12 @@ def _layout(table: Table) -> Callable[[Row], Preference]:
     columns = table.columns
     if {"chosen", "rejected"} <= columns:
         needed, used = frozenset({"chosen", "rejected"}), KNOWN
-        has_prompt = "prompt" in columns
-        return lambda row: _read_pair(row, needed, used, has_prompt)
+        has_prompt, single = "prompt" in columns, _ANCHORED in columns
+        return lambda row: _read_pair(row, needed, used, has_prompt, single)
     if {"prompt", "completion"} <= columns:
-        if any(isinstance(row.get("label"), bool) for _, row in table.rows):
-            raise InputError(
-                "the table holds unpaired preferences (prompt, completion, label), which no method here learns from",
-                where=f"{table.name}, column 'label'",
-                fix="Give pairs (prompt, chosen, rejected), or leave only the good completions and drop the column.",
-            )
+        # Labels of other kinds are a column like any other: completions of classes, all of them good ones.
+        if any(_label(row.get("label")) is not None for _, row in table.rows):
+            return _read_labelled
         return lambda row: _read_single(row, "completion")
     if "messages" in columns:
         return _read_conversation
@@ -96,13 +97,13 @@ def _missing(columns: set[str]) -> str:
     return found
 
 
-def _read_pair(row: Row, needed: frozenset[str], used: frozenset[str], has_prompt: bool) -> Preference:
+def _read_pair(row: Row, needed: frozenset[str], used: frozenset[str], has_prompt: bool, single: bool) -> Preference:
     prompt = _text(row, "prompt") if has_prompt else None
     chosen, rejected, base = _text(row, "chosen"), _text(row, "rejected"), _base(row)
     if chosen is None and rejected is None:
         if base is None:
             raise BadRow("chosen", "the row has no response", _EMPTY)
-    elif chosen is None or rejected is None:
+    elif (chosen is None or rejected is None) and not single:
         absent = "chosen" if chosen is None else "rejected"
         raise BadRow(absent, "the pair has one side only", f"Give the {absent} response too, or leave the row out.")
     elif chosen == rejected:
@@ -121,6 +122,24 @@ def _read_single(row: Row, column: str) -> Preference:
     if not (isinstance(prompt, str) and isinstance(chosen, str | None)):
         prompt, chosen = _as_turns(prompt, "user"), chosen and _as_turns(chosen, "assistant")
     return _preference(row, prompt, chosen, None, base, KNOWN | {column})
+
+
+def _read_labelled(row: Row) -> Preference:
+    """A completion with a verdict (TRL's unpaired preferences): a good one is chosen, a bad one rejected."""
+    label = _label(row.get("label"))
+    if label is None:
+        found = "the row has no label" if row.get("label") is None else f"the label is {excerpt(row['label'])}"
+        raise BadRow("label", found, "Give true for a good completion, false for a bad one.")
+    preference = _read_single(row, "completion")
+    preference.columns.pop("label", None)
+    if not label:
+        preference.chosen, preference.rejected = None, preference.chosen
+    return preference
+
+
+def _label(cell: Any) -> bool | None:
+    """A verdict; None for anything else."""
+    return cell if isinstance(cell, bool) else _VERDICTS.get(cell) if isinstance(cell, str) else None
 
 
 def _read_conversation(row: Row) -> Preference:
@@ -322,7 +341,7 @@ def _identity(row: Row, column: str) -> str:
     raise BadRow(column, f"the id is {excerpt(cell)}, not text", "An id is text, or a whole number.")
 
 
-_FINISHED = {"true": True, "True": True, "false": False, "False": False}
+_VERDICTS = {"true": True, "True": True, "false": False, "False": False}
 
 
 def _finished(cell: Any) -> bool:
@@ -330,6 +349,6 @@ def _finished(cell: Any) -> bool:
         return cell
     if cell in (0, 1):
         return bool(cell)
-    if isinstance(cell, str) and cell in _FINISHED:
-        return _FINISHED[cell]
+    if isinstance(cell, str) and cell in _VERDICTS:
+        return _VERDICTS[cell]
     raise BadRow("base_finished", f"the cell holds {excerpt(cell)}", "Give true or false.")

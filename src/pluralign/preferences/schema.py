@@ -31,12 +31,13 @@ class Preference:
 
     Attributes:
         prompt: text or messages; never empty.
-        chosen: the preferred response (the completion, for SFT); None in an anchor-only row.
-        rejected: the other response; None in SFT and anchor-only rows.
+        chosen: the preferred response, or a good completion; None in an anchor-only row or of a bad completion.
+        rejected: the other response, or a bad completion; None in anchor-only rows or of a good completion.
         base: the base model's own response, where the table already has it.
         base_finished: whether `base` ended by itself; a cut one carries no end-of-sequence token.
         user: a legal id is any non-empty string; None where the table has no such column.
         group: the same for groups.
+        mismatched: a response to another prompt, where the loss asks for one; never from a table.
         columns: every other column of the row, carried through to loss and metrics.
         place: file and 1-based row (its line in JSONL; a CSV header is not counted).
     """
@@ -48,13 +49,14 @@ class Preference:
     group: str | None = None
     base: Text | None = None
     base_finished: bool = True
+    mismatched: Text | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     place: Place = field(default_factory=lambda: Place("memory", 0))
 
     @property
     def responses(self) -> dict[str, Text]:
         """The responses that are there, by branch name."""
-        named = {"chosen": self.chosen, "rejected": self.rejected, "base": self.base}
+        named = {"chosen": self.chosen, "rejected": self.rejected, "base": self.base, "mismatched": self.mismatched}
         return {name: text for name, text in named.items() if text is not None}
 
     def owner(self, per: str) -> str:

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from pluralign.errors import InputError
 from pluralign.models.rows import ResponseBatch, collate
-from pluralign.preferences.schema import Preference
+from pluralign.training.weighting import NO_GROUP, Weighting
 
 if TYPE_CHECKING:
     from pluralign.models.anchoring import Anchored
 
 Batch = dict[str, Any]
-"""`responses` (`ResponseBatch`), `reference` (branch -> [B]), `weight` [B], `counts` [B], `columns` (name -> list)."""
+"""`responses` (`ResponseBatch`), `reference` (branch -> [B]), `weight` [B], `group` [B], `counts` [B], `columns` (name
+-> list), and where rows have them `embeddings` [B, D]."""
 
 
 @dataclass(slots=True)
@@ -29,12 +29,14 @@ class Example:
     Attributes:
         row: the anchored row.
         weight: how much its loss counts, >= 0.
+        group: number of its group, or `NO_GROUP`.
         counts: False for a row that only fills up the last batch of several processes: it weighs nothing and is in no
             metric.
     """
 
     row: Anchored
     weight: float = 1.0
+    group: int = NO_GROUP
     counts: bool = True
 
 
@@ -45,23 +47,65 @@ class AnchoredDataset(Dataset[Example]):
 
     Args:
         rows: at least one.
-        weight_column: a column of non-negative numbers; None weighs every row 1.
+        weighting: what they count; without it, 1 each.
 
     Raises:
         InputError: a row has no such column, or a weight that is no finite number >= 0.
     """
 
-    def __init__(self, rows: Sequence[Anchored], *, weight_column: str | None = None) -> None:
-        self.rows = rows
-        self.weights = [row_weight(row.preference, weight_column) for row in rows]
+    def __init__(self, rows: Sequence[Anchored], weighting: Weighting | None = None) -> None:
+        self.rows, self.weighting = rows, weighting
+        self.weights = [weighting.weight(row.preference) if weighting else 1.0 for row in rows]
+        self.groups = [weighting.group(row.preference) if weighting else NO_GROUP for row in rows]
+        self.draw = Draw.of(rows, weighting)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
         if index < len(self.rows):
-            return Example(self.rows[index], self.weights[index])
+            return Example(self.rows[index], self.weights[index], self.groups[index])
         return Example(self.rows[index % len(self.rows)], 0.0, counts=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How an epoch draws its rows, where it is not each once in any order.
+
+    Attributes:
+        chances: what each row is drawn in proportion to, with replacement, as many as there are rows; None draws each
+            row once.
+        sides: whether a row is a good completion, where the table has good and bad ones apart: both are spread evenly,
+            so that a batch has some of each; None does not ask.
+    """
+
+    chances: Sequence[float] | None = None
+    sides: Sequence[bool] | None = None
+
+    @classmethod
+    def of(cls, rows: Sequence[Anchored], weighting: Weighting | None) -> Draw:
+        """What a person's rows need."""
+        preferences = [row.preference for row in rows]
+        chances = weighting.chances(preferences) if weighting else None
+        good = [row.chosen is not None for row in preferences]
+        apart = any(row.chosen is None and row.rejected is not None for row in preferences)
+        return cls(chances, good if apart and any(good) else None)
+
+    def order(self, count: int, generator: torch.Generator) -> list[int]:
+        """The row numbers of an epoch."""
+        if self.chances is not None:
+            chances = torch.tensor(self.chances, dtype=torch.float64)
+            order = torch.multinomial(chances, count, replacement=True, generator=generator).tolist()
+        else:
+            order = torch.randperm(count, generator=generator).tolist()
+        return order if self.sides is None else _spread(order, self.sides)
+
+
+def _spread(order: list[int], sides: Sequence[bool]) -> list[int]:
+    """The same numbers with both sides evenly among each other, each side in its order."""
+    parts = [[number for number in order if sides[number] is side] for side in (True, False)]
+    placed = [((place + 0.5) / len(part), number) for part in parts for place, number in enumerate(part)]
+    return [number for _, number in sorted(placed, key=lambda one: one[0])]
 
 
 class EpochSampler(Sampler[int]):
@@ -76,12 +120,19 @@ class EpochSampler(Sampler[int]):
         multiple: rows that all processes take in one forward; 1 where there is one process.
         seed: None keeps the table's order.
         epoch: tells the epoch (from 0) when one begins.
+        draw: how rows are drawn; without effect where the table's order is kept.
     """
 
     def __init__(
-        self, length: int, *, multiple: int = 1, seed: int | None = None, epoch: Callable[[], int] = lambda: 0
+        self,
+        length: int,
+        *,
+        multiple: int = 1,
+        seed: int | None = None,
+        epoch: Callable[[], int] = lambda: 0,
+        draw: Draw = Draw(),
     ) -> None:
-        self.length, self.seed, self.epoch = length, seed, epoch
+        self.length, self.seed, self.epoch, self.draw = length, seed, epoch, draw
         self.filled = math.ceil(length / multiple) * multiple
 
     def __len__(self) -> int:
@@ -93,7 +144,7 @@ class EpochSampler(Sampler[int]):
         else:
             # The generator takes 64 bits: seed and epoch side by side never meet those of another seed.
             generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch())
-            order = torch.randperm(self.length, generator=generator).tolist()
+            order = self.draw.order(self.length, generator)
         yield from order
         yield from range(self.length, self.filled)
 
@@ -126,12 +177,15 @@ class PreferenceCollator:
             layout=self.layout,
             padding_side=self.padding_side,
         )
+        embeddings = [row.embedding for row in rows if row.embedding is not None]
         return {
             "responses": responses,
             "reference": self._references(rows),
             "weight": torch.tensor([example.weight for example in examples], dtype=self.dtype),
+            "group": torch.tensor([example.group for example in examples]),
             "counts": torch.tensor([example.counts for example in examples]),
             "columns": _columns(rows),
+            **({"embeddings": torch.stack(embeddings)} if embeddings else {}),
         }
 
     def _references(self, rows: Sequence[Anchored]) -> dict[str, Tensor]:
@@ -151,20 +205,3 @@ def _columns(rows: Sequence[Anchored]) -> dict[str, list[Any]]:
     columns["user"] = [row.preference.user for row in rows]
     columns["group"] = [row.preference.group for row in rows]
     return columns
-
-
-def row_weight(row: Preference, column: str | None) -> float:
-    """The weight of a row; 1 without a column.
-
-    Raises:
-        InputError: the row has no such column, or no finite number >= 0 in it.
-    """
-    if column is None:
-        return 1.0
-    place = f"{row.place}, column {column!r}"
-    if column not in row.columns:
-        raise InputError("there is no such column", where=place, fix="weighting.column names a column of the table.")
-    value = row.columns[column]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise InputError(f"holds {value!r}", where=place, fix="A weight is a finite number of 0 or more.")
-    return float(value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from pluralign.objectives import Losses
 
 
 class MetricMeans:
@@ -44,3 +46,39 @@ class MetricMeans:
         totals, rows = reduce(self._sums).tolist()
         self._sums = None
         return {name: total / n for name, total, n in zip(self._names, totals, rows, strict=True) if n}
+
+
+class GroupSums:
+    """Sums and metrics by group.
+
+    Args:
+        names: the K groups; none where groups do not count.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def sums(self, values: Tensor, groups: Tensor) -> Tensor:
+        """[K] sums of values [B]; rows of no group (-1) are in none."""
+        found = values.new_zeros(len(self.names) + 1).index_add(0, groups % (len(self.names) + 1), values)
+        return found[: len(self.names)]
+
+    def terms(self, losses: Losses, groups: Tensor) -> dict[str, Tensor]:
+        """Loss and accuracy of every group as values [B], NaN in the rows of others."""
+        values = {"loss": losses.per_example.detach()}
+        if "rewards/accuracies" in losses.terms:
+            values["accuracy"] = losses.terms["rewards/accuracies"]
+        return {
+            f"group/{name}/{kind}": torch.where(groups == number, value, torch.nan)
+            for number, name in enumerate(self.names)
+            for kind, value in values.items()
+        }
+
+    def with_worst(self, means: dict[str, float]) -> dict[str, float]:
+        """The means, with the largest loss and the smallest accuracy of a group among those that have rows."""
+        worst: dict[str, float] = {}
+        for kind, choose in (("loss", max), ("accuracy", min)):
+            found = [means[name] for group in self.names if (name := f"group/{group}/{kind}") in means]
+            if found:
+                worst[f"worst_group/{kind}"] = choose(found)
+        return {**means, **worst}

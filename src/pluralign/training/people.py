@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pluralign.config import TrainConfig
+from pluralign.config import TrainConfig, WeightingConfig
 from pluralign.errors import InputError
 from pluralign.models.encoding import Encoder
 from pluralign.objectives import Objective
 from pluralign.preferences import Preference, Preferences
-from pluralign.training.batches import row_weight
+from pluralign.training.weighting import check_weighting, row_fault, row_weight
 
 _SHOWN = 5
 _AT_A_TIME = 1024
@@ -64,16 +64,12 @@ def take_census(
         held_out: rows to validate on.
 
     Raises:
-        InputError: no row has the column of weights, or nobody at all can be trained.
+        InputError: no row has the column of weights or of groups, or nobody at all can be trained.
     """
     per, column = config.parameters.per, config.weighting.column
-    if column is not None and training.rows and not any(column in row.columns for row in training.rows):
-        known = ", ".join(sorted({name for row in training.rows for name in row.columns})) or "none"
-        raise InputError(
-            f"no row has the column {column!r}", where=training.name, fix=f"weighting.column is one of: {known}."
-        )
+    _check_columns(config, training)
     census = Census(problems=[str(problem) for problem in (*training.problems, *held_out.problems)])
-    faults, census.cuts = _faults([*training, *held_out], objective, encoder, column)
+    faults, census.cuts = _faults([*training, *held_out], objective, encoder, config.weighting)
     census.problems += faults.values()
     census.held_out = [row for row in held_out if id(row) not in faults]
     validated = held_out.by(per)
@@ -104,16 +100,33 @@ def person_seed(seed: int, user: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
+def _check_columns(config: TrainConfig, training: Preferences) -> None:
+    """Raise where no row has a column of weights or groups that the configuration names."""
+    weighting = config.weighting
+    check_weighting(weighting)
+    named = {"weighting.column": weighting.column}
+    if weighting.groups.by != "rows":
+        named["weighting.groups.column"] = weighting.groups.column
+    columns = {name for row in training.rows for name in row.columns}
+    identities = {name for name in ("user", "group") if any(getattr(row, name) is not None for row in training.rows)}
+    for key, column in named.items():
+        known = columns if key == "weighting.column" else columns | identities
+        if column is not None and training.rows and column not in known:
+            raise InputError(
+                f"no row has the column {column!r}",
+                where=training.name,
+                fix=f"{key} is one of: {', '.join(sorted(known)) or 'none'}.",
+            )
+
+
 def _faults(
-    rows: Sequence[Preference], objective: Objective, encoder: Encoder, column: str | None
+    rows: Sequence[Preference], objective: Objective, encoder: Encoder, weighting: WeightingConfig
 ) -> tuple[dict[int, str], list[tuple[str, ...]]]:
     """Id of a row object -> why it cannot be used; and what is cut of each of the others."""
     found = {id(row): reason for row in rows if (reason := _lacks(row, objective))}
     for row in rows:
-        try:
-            row_weight(row, column)
-        except InputError as error:
-            found.setdefault(id(row), str(error))
+        if fault := row_fault(row, weighting):
+            found.setdefault(id(row), fault)
     rest = [row for row in rows if id(row) not in found]
     branches, cuts = objective.branches, list[tuple[str, ...]]()
     # Some at a time: what is only looked at takes no room.
@@ -133,10 +146,8 @@ def _faults(
 
 def _lacks(row: Preference, objective: Objective) -> str | None:
     """Why the objective has no use for a row, or None."""
-    needed = [name for name in objective.branches if name != "base"]
-    missing = [name for name in needed if name not in row.responses]
-    anchors_only = "base" in objective.branches and row.chosen is None and row.rejected is None
-    if not missing or anchors_only:
+    missing = objective.lacks(row.responses)
+    if not missing:
         return None
     return f"{row.place}: there is no {' and no '.join(missing)} response, which loss.type {objective.loss.type} needs"
 

@@ -117,13 +117,13 @@ class Population:
         if training.early_stopping_patience is not None and rows.held_out:
             callbacks = [*callbacks, EarlyStopping(training.early_stopping_patience)]
         callbacks = [*callbacks, MetricsLines(lambda line: append_line(self.folder.metrics, line), user)]
-        column = self.config.weighting.column
+        weighting = rows.weighting(self.config.weighting, self.objective)
         trainer = PreferenceTrainer(
             policy,
             personal_arguments(self.arguments, folder=state, seed=seed, user=user, has_held_out=bool(rows.held_out)),
             self.objective,
-            train_dataset=AnchoredDataset(rows.train, weight_column=column),
-            eval_dataset=AnchoredDataset(rows.held_out, weight_column=column) if rows.held_out else None,
+            train_dataset=AnchoredDataset(rows.train, weighting),
+            eval_dataset=AnchoredDataset(rows.held_out, weighting) if rows.held_out else None,
             data_collator=self._collator,
             reference=self.config.reference.compute,
             callbacks=callbacks,

@@ -8,11 +8,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pluralign.config import WeightingConfig
 from pluralign.models.adapters import INFO_FILE
 from pluralign.models.anchoring import Anchored
+from pluralign.objectives import Objective
 from pluralign.storage import read_json
 from pluralign.training.index import Index, write_index
 from pluralign.training.runs import RunFolder
+from pluralign.training.weighting import Weighting
 
 _INDEX_SECONDS = 5.0
 
@@ -23,6 +26,10 @@ class Rows:
 
     train: Sequence[Anchored]
     held_out: Sequence[Anchored]
+
+    def weighting(self, config: WeightingConfig, objective: Objective) -> Weighting:
+        """What the rows count."""
+        return Weighting(config, [row.preference for row in self.train], counts=objective.counts)
 
 
 Hashes = Mapping[str, str]

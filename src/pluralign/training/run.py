@@ -19,6 +19,7 @@ from pluralign.models.base import load_base
 from pluralign.models.encoding import Encoder
 from pluralign.models.matmul import quick_matmul
 from pluralign.objectives import Objective
+from pluralign.objectives.losses import MISMATCHED
 from pluralign.preferences import Preference, data_hash, load_preferences, split_preferences
 from pluralign.training.anchor_prompts import AnchorPrompts
 from pluralign.training.arguments import training_arguments
@@ -27,10 +28,12 @@ from pluralign.training.bank.snapshots import take_up
 from pluralign.training.checkpoints import full_disk_explained
 from pluralign.training.cluster import check_cluster, connected, train_on_cluster
 from pluralign.training.growth import Growth, hashes_of, plan_growth, warn_of_learned_rows
+from pluralign.training.mismatched import give_mismatched
 from pluralign.training.people import Census, Person, take_census
 from pluralign.training.record import Record
 from pluralign.training.runs import RunFolder, Standing
 from pluralign.training.shares import Share
+from pluralign.training.weighting import warn_of_unknown_groups
 from pluralign.training.worker import Worker
 
 if TYPE_CHECKING:
@@ -171,6 +174,8 @@ class Run:
         )
         _check_probes(self.probes, worker.encoder)
         census = take_census(config, self.objective, worker.encoder, training, held_out)
+        if MISMATCHED in self.objective.branches:
+            give_mismatched(census)
         self.anchor_prompts.give_to(census, config, worker.encoder)
         hashes = hashes_of(config, preferences, training, held_out)
         record = Record(self.folder, config.parameters.kind, hashes=hashes, writes=self.arguments.should_save)
@@ -179,7 +184,7 @@ class Run:
         return Prepared(digest, standing, census, growth, record, works)
 
     def _train_people(self, census: Census, growth: Growth, record: Record, *, on_cluster: bool) -> None:
-        people = {person.user: person for person in census.people}
+        config, people = self.config, {person.user: person for person in census.people}
         order, users, own = list(people), [person.user for person in growth.people], self._own_share(growth.people)
         sizes = [len(person.train) for person in growth.people]
         # From here on everybody's rows are held by `people` alone, and go when they have been used.
@@ -187,6 +192,8 @@ class Run:
         record.skipped = {**census.skipped, **record.skipped}
         if self.arguments.should_save:
             warn_of_losses(census.problems, census.cuts)
+            for person in people.values():
+                warn_of_unknown_groups(config.weighting, person.train, person.held_out)
             growth.warn()
         if on_cluster:
             train_on_cluster(self.worker, people, users, sizes, record, growth.work.update)

@@ -13,6 +13,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -24,7 +25,7 @@ from pluralign.objectives import Losses, Objective
 from pluralign.training.batches import AnchoredDataset, Batch, EpochSampler, PreferenceCollator
 from pluralign.training.callbacks import CheckpointFlow
 from pluralign.training.checkpoints import checkpoint_path, publish, remove_others, staging_path
-from pluralign.training.metrics import MetricMeans
+from pluralign.training.metrics import GroupSums, MetricMeans
 
 
 class PreferenceTrainer(Trainer):
@@ -72,6 +73,11 @@ class PreferenceTrainer(Trainer):
             )
         self.objective, self.reference = objective, reference
         self._means = MetricMeans()
+        weighting = train_dataset.weighting
+        self._groups = GroupSums(weighting.names if weighting else [])
+        self.ascent = weighting.ascent if weighting else None
+        # Of the step under way, by group: sums of weighted losses, and of weights.
+        self._step_sums = self._step_totals = torch.zeros(len(self._groups.names))
         super().__init__(
             model=model,
             args=args,
@@ -99,13 +105,37 @@ class PreferenceTrainer(Trainer):
             num_items_in_batch: sum of weights of the optimiser step over all processes (`get_batch_samples`).
         """
         losses = self._losses(model, inputs)
-        self._means.add(losses.terms, inputs["counts"])
-        weighted = (inputs["weight"] * losses.per_example).sum()
+        self._means.add({**losses.terms, **self._groups.terms(losses, inputs["group"])}, inputs["counts"])
+        weight = inputs["weight"]
+        if self.ascent is not None:
+            weight = weight * self._ascend(losses.per_example.detach(), inputs)
+        weighted = (weight * losses.per_example).sum()
         total = inputs["weight"].sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         # DDP and FSDP average gradients over processes; the division is by the sum of all of them already. A step whose
         # weights are all 0 has the loss 0.
         loss = self.accelerator.num_processes * weighted / total.clamp(min=torch.finfo(weighted.dtype).tiny)
         return (loss, losses) if return_outputs else loss
+
+    def _ascend(self, losses: Tensor, inputs: Batch) -> Tensor:
+        """What each row's weight is multiplied by, [B]: after the mean over the step's rows, the robust loss is left.
+
+        Rows without a group keep their share of the step; those with one share the rest as their groups' weights say.
+        """
+        assert self.ascent is not None
+        weight, group = inputs["weight"], inputs["group"]
+        sums = self._groups.sums(weight * losses, group)
+        if self.ascent.settings.update == "batch":
+            totals = self._sum_over_processes(self._groups.sums(weight, group))
+            self.ascent.move(self._sum_over_processes(sums).cpu(), totals.cpu(), rate=self._rate)
+        else:
+            self._step_sums, totals = self._step_sums + sums, self._step_totals
+        factors = self.ascent.row_factors(totals.cpu()) * float(totals.sum())
+        return torch.cat([factors, factors.new_ones(1)]).to(weight)[group]
+
+    @property
+    def _rate(self) -> float:
+        """The learning rate as a share of its peak."""
+        return float(self._get_learning_rate()) / self.args.learning_rate
 
     def _losses(self, model: nn.Module, inputs: Batch) -> Losses:
         responses = inputs["responses"]
@@ -113,7 +143,26 @@ class PreferenceTrainer(Trainer):
         policy = branch_logps(model, responses)
         dtype = next(iter(policy.values())).dtype
         reference = {name: value.to(dtype) for name, value in reference.items()}
-        return self.objective(policy, reference, responses.branch_lengths(), inputs["columns"])
+        # A row that only fills up the last batch has no responses: it stands on no side of a contrast.
+        lengths = {name: value * inputs["counts"] for name, value in responses.branch_lengths().items()}
+        return self.objective(
+            policy,
+            reference,
+            lengths,
+            inputs["columns"],
+            embeddings=inputs.get("embeddings"),
+            gather=self._gather_rows,
+            process=self.accelerator.process_index,
+        )
+
+    def _gather_rows(self, rows: Tensor) -> Tensor:
+        """Rows of all processes, in their order, with a gradient."""
+        if self.accelerator.num_processes == 1:
+            return rows
+        if rows.dtype == torch.bool:
+            # Not every backend sends truth values.
+            return self._gather_rows(rows.to(torch.uint8)).bool()
+        return torch.cat(all_gather(rows.contiguous()))
 
     def _run_reference(self, model: nn.Module, inputs: Batch) -> dict[str, Tensor]:
         if self.reference == "cached":
@@ -135,12 +184,19 @@ class PreferenceTrainer(Trainer):
         """The batches of one optimiser step, and the sum of their weights over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         weight = torch.stack([batch["weight"].sum() for batch in batches]).sum() if batches else torch.zeros(())
+        if self.ascent is not None and batches:
+            totals = torch.stack([self._groups.sums(batch["weight"], batch["group"]) for batch in batches]).sum(dim=0)
+            self._step_totals = self._sum_over_processes(totals.to(device))
+            self._step_sums = torch.zeros_like(self._step_totals)
         return batches, self.accelerator.reduce(weight.to(device), "sum")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the means of the objective's terms beside the loss."""
         if "loss" in logs:
-            logs |= self._means.take(self._sum_over_processes)
+            logs |= self._groups.with_worst(self._means.take(self._sum_over_processes))
+            if self.ascent is not None:
+                weights = zip(self.ascent.names, self.ascent.weights.tolist(), strict=True)
+                logs |= {f"group/{name}/weight": value for name, value in weights}
         super().log(logs, start_time)
 
     def evaluation_loop(
@@ -154,17 +210,18 @@ class PreferenceTrainer(Trainer):
         """Loss, weighted as in training, and metrics over held-out rows; each counts once, whatever the processes."""
         model = self.model_wrapped
         model.eval()
-        means = MetricMeans()
+        means, groups = MetricMeans(), self._groups
         sums = torch.zeros(2, device=self.args.device)
         for inputs in dataloader:
             with torch.no_grad(), self.compute_loss_context_manager():
                 losses = self._losses(model, inputs)
-            means.add(losses.terms, inputs["counts"])
+            means.add({**losses.terms, **groups.terms(losses, inputs["group"])}, inputs["counts"])
             weighted = (inputs["weight"] * losses.per_example).sum()
             sums = sums + torch.stack([weighted, inputs["weight"].sum()])
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         loss, weight = self._sum_over_processes(sums).tolist()
-        metrics = {"loss": loss / weight if weight else 0.0, **means.take(self._sum_over_processes)}
+        found = groups.with_worst(means.take(self._sum_over_processes))
+        metrics = {"loss": loss / weight if weight else 0.0, **found}
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(None, None, named, num_samples=len(dataloader.dataset))  # type: ignore[arg-type]
 
@@ -186,20 +243,24 @@ class PreferenceTrainer(Trainer):
                 raise FloatingPointError(
                     f"the {name} is not finite (NaN or infinite) at step {self.state.global_step + 1}"
                 )
+        if self.ascent is not None and self.ascent.settings.update == "step":
+            sums = self._sum_over_processes(self._step_sums)
+            self.ascent.move(sums.cpu(), self._step_totals.cpu(), rate=self._rate)
         return norm
 
     # ---- order of the rows ----
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
-        length = len(self.train_dataset if train_dataset is None else train_dataset)  # type: ignore[arg-type]
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
         in_order = self.args.train_sampling_strategy == "sequential"
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return EpochSampler(
-            length,
+            len(rows),
             multiple=self._filled_to(self._train_batch_size),
             seed=None if in_order else seed,
             # The state's epoch is a float that reaches the next whole number with an epoch's last step.
             epoch=lambda: int(self.state.epoch or 0),
+            draw=rows.draw,
         )
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int]:
@@ -247,6 +308,8 @@ class PreferenceTrainer(Trainer):
         self._save_rng_state(str(staging))
         if self.args.should_save:
             self.state.save_to_json(str(staging / TRAINER_STATE_NAME))
+            if self.ascent is not None:
+                self.ascent.save(staging)
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -280,8 +343,19 @@ class PreferenceTrainer(Trainer):
         if self.state.best_global_step != self.state.global_step:
             super()._load_best_model()
 
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
-        position = super()._init_training_state(*args, **kwargs)
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> Any:
+        position = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if self.ascent is not None and resume_from_checkpoint is not None:
+            self.ascent.load(Path(resume_from_checkpoint))
         # The folder may have moved since the state was written.
         if self.state.best_global_step:
             best = checkpoint_path(Path(self.args.output_dir), self.state.best_global_step)

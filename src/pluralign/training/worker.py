@@ -17,6 +17,7 @@ from pluralign.models.anchoring import Anchored, adopt_anchored, anchor_preferen
 from pluralign.models.bank import LoraBank
 from pluralign.models.base import load_base
 from pluralign.models.cache import Cache
+from pluralign.models.embeddings import prompt_embeddings
 from pluralign.models.layout import choose_layout
 from pluralign.models.matmul import warn_of_slow_bfloat16
 from pluralign.models.references import reference_logps
@@ -154,6 +155,9 @@ class Worker:
             )
             if self.caches_references:
                 rows = self._with_references(rows)
+            if self.objective.needs_embeddings:
+                vectors = prompt_embeddings(self.config.loss.contrast.embeddings, rows, self.base)
+                rows = [replace(row, embedding=vector) for row, vector in zip(rows, vectors, strict=True)]
         remaining = iter(rows)
         return {
             person.user: Rows([next(remaining) for _ in person.train], [next(remaining) for _ in person.held_out])

@@ -52,6 +52,8 @@ def obstacle(config: TrainConfig, arguments: TrainingArguments) -> str | None:
     """Why a run cannot train people together, or None."""
     if config.parameters.kind != "lora":
         return f"parameters.kind is {config.parameters.kind}, and the bank holds adapters"
+    if config.weighting.groups.by == "worst":
+        return "weighting.groups.by worst lets a whole step's losses decide what the next one's rows count"
     if arguments.fp16:
         return "training.fp16 scales everybody's loss alike; take bf16"
     optimizer = str(getattr(arguments.optim, "value", arguments.optim))

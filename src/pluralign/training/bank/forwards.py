@@ -120,8 +120,9 @@ class Forwards:
         else:
             dtype = next(iter(policy.values())).dtype
             reference = {name: value.to(dtype) for name, value in batch["reference"].items()}
+        embeddings = batch.get("embeddings")
         if not self.objective.couples_examples:
-            return self.objective(policy, reference, lengths, batch["columns"])
+            return self.objective(policy, reference, lengths, batch["columns"], embeddings=embeddings)
         parts: list[Losses] = []
         start = 0
         for unit in units:
@@ -129,7 +130,8 @@ class Forwards:
             start = part.stop
             own = [{name: value[part] for name, value in of.items()} for of in (policy, reference, lengths)]
             columns = {name: value[part] for name, value in batch["columns"].items()}
-            parts.append(self.objective(own[0], own[1], own[2], columns))
+            vectors = None if embeddings is None else embeddings[part]
+            parts.append(self.objective(own[0], own[1], own[2], columns, embeddings=vectors))
         return Losses(
             torch.cat([part.per_example for part in parts]),
             {name: torch.cat([part.terms[name] for part in parts]) for name in parts[0].terms},
@@ -151,6 +153,8 @@ class Forwards:
         batch["responses"] = responses.to(self.device)
         batch["reference"] = {name: value.to(self.device) for name, value in batch["reference"].items()}
         batch["weight"] = batch["weight"][: len(examples)].to(self.device)
+        if "embeddings" in batch:
+            batch["embeddings"] = batch["embeddings"].to(self.device)
         return batch
 
     def _rows(self, batch: Batch, units: Sequence[Unit], *, training: bool) -> AbstractContextManager[None]:

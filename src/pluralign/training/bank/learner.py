@@ -18,6 +18,7 @@ from pluralign.training.bank.schedule import Schedule
 from pluralign.training.batches import AnchoredDataset, Example
 from pluralign.training.callbacks import CheckpointFlow
 from pluralign.training.record import Rows
+from pluralign.training.weighting import Weighting
 
 
 class Learner:
@@ -31,7 +32,7 @@ class Learner:
         grad: [P] the slot's row of the gradients.
         arguments: of this person.
         callbacks: of this person, beside the flow of logs, validations and checkpoints.
-        weight_column: column of weights.
+        weighting: what the rows count.
 
     Attributes:
         state: the Trainer's: steps, log, best value.
@@ -52,12 +53,12 @@ class Learner:
         grad: Tensor,
         arguments: TrainingArguments,
         callbacks: Sequence[TrainerCallback],
-        weight_column: str | None,
+        weighting: Weighting,
     ) -> None:
         self.user, self.slot, self.arguments = user, slot, arguments
-        self.dataset = AnchoredDataset(rows.train, weight_column=weight_column)
-        self.held_out = AnchoredDataset(rows.held_out, weight_column=weight_column) if rows.held_out else None
-        self.schedule = Schedule.of(arguments, len(self.dataset))
+        self.dataset = AnchoredDataset(rows.train, weighting)
+        self.held_out = AnchoredDataset(rows.held_out, weighting) if rows.held_out else None
+        self.schedule = Schedule.of(arguments, len(self.dataset), self.dataset.draw)
         self.adapter = adapter.detach().requires_grad_()
         self.adapter.grad = grad
         self.best: Tensor | None = None

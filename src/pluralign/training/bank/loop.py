@@ -189,7 +189,7 @@ class BankPopulation:
                 has_held_out=bool(rows.held_out),
             ),
             callbacks=self._callbacks(user, has_held_out=bool(rows.held_out)),
-            weight_column=self.config.weighting.column,
+            weighting=rows.weighting(self.config.weighting, self.objective),
         )
 
     def _callbacks(self, user: str, *, has_held_out: bool) -> list[TrainerCallback]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from pluralign.training.batches import EpochSampler
+from pluralign.training.batches import Draw, EpochSampler
 
 
 @dataclass(slots=True)
@@ -23,6 +23,7 @@ class Schedule:
         accumulation: batches of a step.
         seed: of the order, another one every epoch; None keeps the table's.
         max_steps: optimiser steps in all.
+        draw: how an epoch draws its rows.
     """
 
     rows: int
@@ -30,17 +31,19 @@ class Schedule:
     accumulation: int
     seed: int | None
     max_steps: int
+    draw: Draw = field(default_factory=Draw)
     # Of one epoch at a time: all of a large group would be many numbers.
     _order: tuple[int, list[int]] = field(default=(-1, []), init=False, repr=False, compare=False)
 
     @classmethod
-    def of(cls, arguments: TrainingArguments, rows: int) -> Schedule:
+    def of(cls, arguments: TrainingArguments, rows: int, draw: Draw = Draw()) -> Schedule:  # noqa: B008
         """From the Trainer's arguments of one person."""
         batch, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
         steps = math.ceil(math.ceil(rows / batch) / accumulation)
         most = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * steps)
         seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-        return cls(rows, batch, accumulation, None if arguments.train_sampling_strategy == "sequential" else seed, most)
+        fixed = arguments.train_sampling_strategy == "sequential"
+        return cls(rows, batch, accumulation, None if fixed else seed, most, draw)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -61,7 +64,7 @@ class Schedule:
         """Row numbers of each batch of a step (from 0)."""
         epoch, within = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
-            self._order = epoch, list(EpochSampler(self.rows, seed=self.seed, epoch=lambda: epoch))
+            self._order = epoch, list(EpochSampler(self.rows, seed=self.seed, epoch=lambda: epoch, draw=self.draw))
         order = self._order[1]
         size = self.batch_size
         first = within * self.accumulation

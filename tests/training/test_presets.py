@@ -1,0 +1,117 @@
+"""Every preset by the same rows: it lowers its own objective, goes on after an interruption, and trains people
+together or refuses by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pluralign.config import TrainConfig
+from pluralign.errors import InputError
+from pluralign.resolve import PRESETS, resolve
+from pluralign.training import train
+from pluralign.world import World
+
+METHODS = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+UNPAIRED = {"kto", "rpo-unpaired"}
+ALONE = {"gr-dpo", "gr-ipo", "gr-bapo"}
+"""Those that the bank refuses."""
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """Paired and unpaired: two people of the world, twelve pairs each."""
+    folder = tmp_path_factory.mktemp("tables")
+    world = World(0)
+    rows = world.preferences(world.users(2), 12)
+    rows = [{**row, "system_info": "Answer well.", "user_info": f"I like it {row['group']}."} for row in rows]
+    halves = [
+        {**{key: row[key] for key in ("user", "group", "prompt")}, "completion": row[side], "label": side == "chosen"}
+        for number, row in enumerate(rows)
+        for side in (("chosen", "rejected")[number % 2],)
+    ]
+    paths = {False: folder / "pairs.jsonl", True: folder / "unpaired.jsonl"}
+    for unpaired, table in ((False, rows), (True, halves)):
+        paths[unpaired].write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8")
+    return paths
+
+
+@pytest.fixture
+def configured(tables: dict[bool, Path], tmp_path: Path) -> Any:
+    def make(method: str, name: str, **changes: Any) -> TrainConfig:
+        values: dict[str, Any] = {
+            "method": method,
+            "data": {"path": str(tables[method in UNPAIRED]), "validation": 0.0},
+            "output_dir": str(tmp_path / name),
+            "cache_dir": str(tmp_path / "cache"),
+            "base_responses": {"max_new_tokens": 12},
+            "evaluation": {"generate": False},
+            "training": {
+                "max_steps": STEPS,
+                "per_device_train_batch_size": 24,
+                "logging_steps": 1,
+                "save_strategy": "steps",
+                "save_steps": 5,
+                "learning_rate": 1e-3,
+            },
+        }
+        return resolve(TrainConfig, {**values, **changes})
+
+    return make
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_preset(method: str, configured: Any, weights: Any, metrics: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(configured(method, "whole"))
+    lines = [line for line in metrics(whole.output_dir) if "loss" in line]
+    key = "worst_group/loss" if method.startswith("gr-") else "loss"
+    for user in whole.adapters:
+        losses = [line[key] for line in lines if line["user"] == user]
+        assert len(losses) == STEPS
+        assert losses[-1] < losses[0]
+    _interrupt(monkeypatch, after=12 * len(whole.adapters))
+    with pytest.raises(KeyboardInterrupt):
+        train(configured(method, "again"))
+    monkeypatch.undo()
+    again = train(configured(method, "again"))
+    for user, place in whole.adapters.items():
+        torch.testing.assert_close(weights(again.adapters[user]), weights(place), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_preset_in_the_bank(method: str, configured: Any) -> None:
+    config = configured(method, "bank", engine="bank", training={"max_steps": 2})
+    if method in ALONE:
+        with pytest.raises(InputError, match=f"method {method} cannot train people together"):
+            train(config)
+    else:
+        assert train(config).adapters
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_preset_has_a_row_in_the_table_of_methods(method: str) -> None:
+    page = Path(__file__).parents[2] / "docs" / "methods" / "README.md"
+    assert f"`{method}`" in page.read_text(encoding="utf-8")
+
+
+def _interrupt(monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
+    """Let a run die at the line of metrics of that number."""
+    from pluralign.training import callbacks
+
+    written = 0
+    original = callbacks.append_line
+
+    def append(path: Path, line: Any) -> None:
+        nonlocal written
+        written += 1
+        if written > after:
+            raise KeyboardInterrupt
+        original(path, line)
+
+    for module in ("population", "bank.loop"):
+        monkeypatch.setattr(f"pluralign.training.{module}.append_line", append)

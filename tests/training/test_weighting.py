@@ -1,0 +1,254 @@
+"""The weighting seat: what rows count, how groups are weighed, logged, checkpointed and chosen by."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pluralign.config import BaseAnchorConfig, GroupWeightingConfig, WeightingConfig
+from pluralign.errors import InputError
+from pluralign.preferences.schema import Preference
+from pluralign.training import train
+from pluralign.training.batches import Draw
+from pluralign.training.weighting import NO_GROUP, GroupAscent, Weighting
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "group_robust.json").read_text())
+CASES = {case["name"]: case for case in GOLDEN["cases"] if not case["inputs"]["importance_sampling"]}
+
+
+def preferences(groups: str) -> list[Preference]:
+    return [Preference("p", "c", "r", group=name) for name in groups]
+
+
+def weighting(by: Any, rows: list[Preference], **settings: Any) -> Weighting:
+    return Weighting(WeightingConfig(groups=GroupWeightingConfig(by=by, **settings)), rows)
+
+
+# ---- rows ----
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=30))
+def test_importance_gives_every_group_the_same_weight(groups: list[str]) -> None:
+    rows = preferences("".join(groups))
+    seat = weighting("importance", rows)
+    counts = Counter(groups)
+    weights = {str(row.group): seat.weight(row) for row in rows}
+    assert sum(seat.weight(row) for row in rows) == pytest.approx(len(rows))
+    assert all(weights[name] * count == pytest.approx(len(rows) / len(counts)) for name, count in counts.items())
+
+
+def test_sampling_draws_every_group_as_often() -> None:
+    rows = preferences("a" * 900 + "b" * 100)
+    draw = Draw(weighting("sampling", rows).chances(rows))
+    order = draw.order(1000, torch.Generator().manual_seed(0))
+    assert sum(number < 900 for number in order) / 1000 == pytest.approx(0.5, abs=0.06)
+    assert order == draw.order(1000, torch.Generator().manual_seed(0))
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=60), st.integers(0, 99))
+def test_good_and_bad_completions_are_spread_evenly(sides: list[bool], seed: int) -> None:
+    order = Draw(sides=sides).order(len(sides), torch.Generator().manual_seed(seed))
+    assert sorted(order) == list(range(len(sides)))
+    share, good = sum(sides) / len(sides), 0
+    for place, number in enumerate(order, 1):
+        good += sides[number]
+        assert abs(good - place * share) <= 1
+
+
+def test_rows_for_an_anchor_belong_to_no_group() -> None:
+    rows = preferences("ab")
+    seat = weighting("worst", rows)
+    assert seat.group(replace(rows[0], chosen=None, rejected=None)) == NO_GROUP
+    assert [seat.group(row) for row in rows] == [0, 1]
+    assert seat.group(replace(rows[0], group="nobody's")) == NO_GROUP
+
+
+def test_a_group_may_be_any_column() -> None:
+    rows = [Preference("p", "c", "r", user="u", columns={"region": name}) for name in (3, "x")]
+    assert weighting("worst", rows, column="region").names == ["3", "x"]
+    assert weighting("worst", rows, column="user").names == ["u"]
+
+
+# ---- the ascent ----
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_batch_by_batch_the_weights_are_the_official_ones(name: str) -> None:
+    """The recorded losses through the state that the Trainer keeps: group weights, and what every loss counts."""
+    inputs, expected = CASES[name]["inputs"], CASES[name]["expected"]
+    sizes = torch.tensor(inputs["group_sizes"], dtype=torch.float64)
+    settings = GroupWeightingConfig(
+        by="worst",
+        step_size=inputs["step_size"],
+        adjustment=inputs["adjustment_C"],
+        scale="sum" if inputs["divide_by_totalcount"] else "mean",
+    )
+    ascent = GroupAscent(settings, [str(number) for number in range(len(sizes))], sizes)
+    for batch, recorded in zip(inputs["micro_batches"], expected["steps"], strict=True):
+        groups = torch.tensor(batch["group"])
+        totals = torch.bincount(groups, minlength=len(sizes)).double()
+        losses = torch.tensor(recorded["losses"], dtype=torch.float64)
+        ascent.move(torch.zeros_like(sizes).index_add(0, groups, losses), totals)
+        weights = torch.tensor(recorded["group_weights"], dtype=torch.float64)
+        torch.testing.assert_close(ascent.weights, weights, rtol=1e-6, atol=1e-9)
+        counts = torch.tensor(recorded["per_example_weight"], dtype=torch.float64)
+        torch.testing.assert_close(ascent.row_factors(totals)[groups], counts, rtol=1e-6, atol=1e-9)
+
+
+def test_the_step_size_follows_the_learning_rate() -> None:
+    sizes = torch.tensor([1.0, 1.0], dtype=torch.float64)
+    sums, totals = torch.tensor([2.0, 0.0]), torch.ones(2)
+
+    def moved(rate: float, factor: float) -> float:
+        ascent = GroupAscent(GroupWeightingConfig(step_size=1.0, step_factor=factor), ["a", "b"], sizes)
+        ascent.move(sums, totals, rate=rate)
+        return float((ascent.weights[0] / ascent.weights[1]).log())
+
+    assert moved(0.01, 1.0) == pytest.approx(2.0)
+    assert moved(0.01, 0.5) == pytest.approx(2.0 / 4)
+    assert moved(0.01, 0.1) == pytest.approx(2.0 / 100)
+    assert moved(0.0, 0.5) == 0.0
+
+
+# ---- in training ----
+
+
+@pytest.fixture
+def table(make_rows: Any) -> list[dict[str, Any]]:
+    """Twelve rows of one group and four of another, and one that stands alone."""
+    rows = make_rows(["a"], 12) + make_rows(["b"], 4) + make_rows(["c"], 1)
+    return [{"group": row["user"], **{key: value for key, value in row.items() if key != "user"}} for row in rows]
+
+
+def grouped(make_config: Any, table: Any, name: str = "run", *, by: str = "worst", **changes: Any) -> Any:
+    groups = {key: changes.pop(key) for key in ("step_size", "update", "scale", "trade_off") if key in changes}
+    seat = GroupWeightingConfig(by=by, **groups)  # type: ignore[arg-type]
+    return make_config(
+        table,
+        name,
+        **{"parameters": {"per": "none"}, "weighting": {"groups": seat}, "data": {"validation": 0.0}} | changes,
+    )
+
+
+def test_step_size_0_is_the_balanced_loss(make_config: Any, table: Any, metrics: Any, weights: Any) -> None:
+    """Where a step holds everybody: the mean over groups of their means, as importance weights make it."""
+    training = {"per_device_train_batch_size": 17, "num_train_epochs": 3}
+    even = train(grouped(make_config, table, "even", step_size=0.0, training=training))
+    importance = train(grouped(make_config, table, "importance", by="importance", training=training))
+    torch.testing.assert_close(
+        weights(even.adapters["_all"]), weights(importance.adapters["_all"]), rtol=1e-4, atol=1e-6
+    )
+    for one, other in zip(metrics(even.output_dir), metrics(importance.output_dir), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        mean = sum(one[f"group/{name}/loss"] for name in "abc") / 3
+        assert one["loss"] == pytest.approx(mean, rel=1e-4)
+
+
+def test_weights_and_losses_are_logged_and_the_weights_follow_the_losses(
+    make_config: Any, table: Any, metrics: Any
+) -> None:
+    result = train(grouped(make_config, table, step_size=5.0, training={"per_device_train_batch_size": 17}))
+    first, second = metrics(result.output_dir)[:2]
+    losses = {name: first[f"group/{name}/loss"] for name in "abc"}
+    assert losses == pytest.approx(dict.fromkeys("abc", 0.6931), abs=1e-3)
+    assert sum(second[f"group/{name}/weight"] for name in "abc") == pytest.approx(1)
+    worst = max("abc", key=lambda name: second[f"group/{name}/loss"])
+    assert max("abc", key=lambda name: second[f"group/{name}/weight"]) == worst
+    assert second["worst_group/loss"] == max(second[f"group/{name}/loss"] for name in "abc")
+
+
+@pytest.mark.parametrize("update", ["step", "batch"])
+def test_how_a_step_is_cut_into_batches(update: str, make_config: Any, table: Any, weights: Any, metrics: Any) -> None:
+    """By step, accumulation changes nothing; by batch, as the official code does, the weights move more often."""
+    common = {"update": update, "step_size": 2.0}
+    whole = train(grouped(make_config, table, "whole", **common, training={"per_device_train_batch_size": 8}))
+    cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    parts = train(grouped(make_config, table, "parts", **common, training=cut))
+    lines = [metrics(result.output_dir)[1] for result in (whole, parts)]
+    same = lines[0]["group/a/weight"] == pytest.approx(lines[1]["group/a/weight"], rel=1e-5)
+    assert same == (update == "step")
+    if update == "step":
+        torch.testing.assert_close(
+            weights(whole.adapters["_all"]), weights(parts.adapters["_all"]), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_rows_for_the_anchor_keep_their_share(make_config: Any, table: Any, metrics: Any, tmp_path: Path) -> None:
+    """Worst group and prompts without a pair in one run: the weights are of groups that somebody learns from."""
+    general = tmp_path / "general.txt"
+    general.write_text("Question : the night ?\nQuestion : the spring ?\n")
+    anchor = {"base": BaseAnchorConfig(weight=0.3, prompts=str(general), prompts_per_pair=0.5)}
+    result = train(grouped(make_config, table, anchor=anchor))
+    line = metrics(result.output_dir)[-1]
+    assert {name for name in line if name.endswith("/weight")} == {f"group/{name}/weight" for name in "abc"}
+
+
+def test_the_best_checkpoint_is_that_of_the_worst_group(make_config: Any, make_rows: Any, metrics: Any) -> None:
+    rows = [{**row, "group": row.pop("user")} for row in make_rows(["a", "b"], 16)]
+    training = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "worst_group/loss",
+        "early_stopping_patience": 1,
+        "num_train_epochs": 6,
+        "learning_rate": 0.02,
+    }
+    result = train(grouped(make_config, rows, training=training, data={"validation": 0.25}))
+    lines = [line for line in metrics(result.output_dir) if "eval_loss" in line]
+    worst = [line["eval_worst_group/loss"] for line in lines]
+    assert len(lines) < 6
+    assert worst[-2] == min(worst) < worst[-1]
+    assert all(line["eval_worst_group/loss"] == max(line[f"eval_group/{n}/loss"] for n in "ab") for line in lines)
+
+
+def test_a_group_that_is_only_held_out_has_no_weight(
+    make_config: Any, make_rows: Any, metrics: Any, tmp_path: Path
+) -> None:
+    known = [{**row, "group": row.pop("user")} for row in make_rows(["a", "b"], 8)]
+    held = tmp_path / "held.jsonl"
+    held.write_text("".join(json.dumps({**row, "group": row.pop("user")}) + "\n" for row in make_rows(["b", "z"], 4)))
+    with pytest.warns(UserWarning, match="'z' is held out and nobody learns from it"):
+        result = train(grouped(make_config, known, data={"validation": str(held)}))
+    line = [line for line in metrics(result.output_dir) if "eval_loss" in line][-1]
+    assert "eval_group/b/loss" in line
+    assert "eval_group/z/loss" not in line
+
+
+def test_people_are_not_trained_together_by_the_worst_group(make_config: Any, make_rows: Any) -> None:
+    rows = make_rows(["a", "b"], group=lambda number: f"g{number % 2}")
+    config = grouped(make_config, rows, parameters={"per": "user"}, engine="bank")
+    with pytest.raises(InputError, match=r"cannot train people together .*weighting\.groups\.by worst"):
+        train(config)
+    assert set(train(replace(config, engine="auto")).adapters) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"step_size": -1.0}, r"weighting\.groups\.step_size is -1\.0"),
+        ({"step_size": float("inf")}, r"weighting\.groups\.step_size is inf"),
+        ({"step_factor": 0.0}, r"weighting\.groups\.step_factor is 0\.0"),
+        ({"trade_off": 1.5}, r"weighting\.groups\.trade_off is 1\.5"),
+        ({"adjustment": -0.1}, r"weighting\.groups\.adjustment is -0\.1"),
+        ({"column": "region"}, r"no row has the column 'region'.*weighting\.groups\.column is one of: group"),
+    ],
+)
+def test_bad_settings_are_named(settings: Any, found: str, make_config: Any, table: Any) -> None:
+    seat = GroupWeightingConfig(by="worst", **settings)
+    with pytest.raises(InputError, match=found):
+        train(make_config(table, parameters={"per": "none"}, weighting={"groups": seat}))
+
+
+def test_a_row_without_a_group_is_left_out_by_name(make_config: Any, make_rows: Any) -> None:
+    rows = make_rows(["a"], region=lambda number: "north" if number else None)
+    config = grouped(make_config, rows)
+    config.weighting.groups.column = "region"
+    with pytest.warns(UserWarning, match=r"row 1, column 'region': the row names no group"):
+        assert list(train(config).adapters) == ["_all"]
