@@ -24,6 +24,7 @@ from pluralign.seats import (
     NllAnchorConfig,
     ParametersConfig,
     ReferenceConfig,
+    SftStageConfig,
     TrainingConfig,
     WeightingConfig,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "PeopleRemoveConfig",
     "PeopleShowConfig",
     "ReferenceConfig",
+    "SftStageConfig",
     "TrainConfig",
     "TrainingConfig",
     "WeightingConfig",
@@ -114,6 +116,7 @@ class TrainConfig(ModelConfig):
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
     weighting: WeightingConfig = field(default_factory=WeightingConfig)
     base_responses: GenerationConfig = field(default_factory=GenerationConfig)
+    sft: SftStageConfig = field(default_factory=SftStageConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     engine: Literal["auto", "bank", "trainer", "ray"] = "auto"
     """How people are trained: together in the bank, one after another in the Trainer, what fits the run, or in banks

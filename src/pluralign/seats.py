@@ -280,6 +280,18 @@ class TrainingConfig:
 
 
 @dataclass
+class SftStageConfig:
+    """Supervised fine-tuning before the method's own stage, which begins with it and is compared with it."""
+
+    num_train_epochs: float = 0.0
+    """Passes over the chosen responses; 0 leaves the stage out. For one policy (`parameters.per: none`)."""
+    learning_rate: float = 5e-4
+    """Peak learning rate of the stage."""
+    data: str | list[str] = field(default_factory=list)
+    """A table of its own; by default that of the run, less what it holds out."""
+
+
+@dataclass
 class BankConfig:
     """Many people at once: adapters stacked on the one base."""
 

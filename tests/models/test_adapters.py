@@ -17,6 +17,9 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from pluralign.config import ParametersConfig
 from pluralign.errors import InputError
 from pluralign.models.adapters import (
+    adapter_digest,
+    adapter_parameters,
+    check_adapter,
     detach_adapter,
     load_adapter,
     new_adapter,
@@ -289,3 +292,67 @@ def test_adapters_on_a_half_precision_base_train_in_float32(make_base: Callable[
         found = weights(new_adapter(make_base(dtype=dtype), ParametersConfig(), seed=3))
         assert {value.dtype for value in found.values()} == {expected}
         assert all(torch.allclose(found[name].float(), reference[name], atol=1e-2) for name in reference)
+
+
+# ---- beginning with given weights ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_begun_with_an_adapter_it_is_that_adapter_and_trains(
+    dtype: torch.dtype, make_base: Callable[..., Base], tmp_path: Path
+) -> None:
+    base = make_base(dtype=dtype)
+    bare = logits(base.model)
+    policy = new_adapter(base, ParametersConfig(rank=3, alpha=7.0, dropout=0.3, target_modules=["q_proj"]), seed=0)
+    train_a_little(policy)
+    save_adapter(policy, tmp_path / "a", base=base, user="a")
+    detach_adapter(policy)
+    loaded = load_adapter(base, tmp_path / "a")
+    values, kept = logits(loaded), weights(loaded)
+    detach_adapter(loaded)
+    # What the parameters say of a fresh adapter does not matter.
+    policy = new_adapter(base, ParametersConfig(rank=9, target_modules=["up_proj"]), seed=1, start=tmp_path / "a")
+    assert torch.equal(logits(policy), values)
+    assert not torch.equal(values, bare)
+    found = weights(policy)
+    assert found.keys() == kept.keys()
+    assert all(torch.equal(found[name], kept[name]) and found[name].dtype == torch.float32 for name in kept)
+    assert all(parameter.requires_grad == ("lora" in name) for name, parameter in policy.named_parameters())
+    policy.train()
+    policy(input_ids=IDS).logits.float().logsumexp(-1).sum().backward()
+    assert all(weight.grad is not None for name, weight in policy.named_parameters() if "lora" in name)
+    assert not torch.equal(logits(policy), logits(policy))  # its dropout is the given one's
+    save_adapter(policy, tmp_path / "b", base=base, user="b")
+    detach_adapter(policy)
+    assert torch.equal(logits(base.model), bare)
+    config = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (3, 7.0, 0.3)
+    assert (config["base_model_name_or_path"], config["inference_mode"]) == ("tiny", True)
+    again = load_file(tmp_path / "b" / "adapter_model.safetensors")
+    first = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+def test_parameters_of_a_saved_adapter(tiny_base: Base, tmp_path: Path) -> None:
+    given = ParametersConfig(rank=3, alpha=7.0, dropout=0.3, target_modules=["v_proj", "q_proj"], start="a")
+    policy = new_adapter(tiny_base, given, seed=0)
+    save_adapter(policy, tmp_path / "a", base=tiny_base, user="a")
+    config = policy.peft_config["default"]
+    found = adapter_parameters(tmp_path / "a", ParametersConfig(per="group", start="a"))
+    assert found == ParametersConfig(
+        per="group", rank=3, alpha=7.0, dropout=0.3, target_modules=["q_proj", "v_proj"], start="a"
+    )
+    first = adapter_digest(tmp_path / "a")
+    check_adapter(tiny_base, tmp_path / "a", config)
+    config.r = 4
+    with pytest.raises(InputError, match="a: the adapter has r 3, and the others 4"):
+        check_adapter(tiny_base, tmp_path / "a", config)
+    save_adapter(policy, tmp_path / "a", base=tiny_base, user="somebody else")
+    assert adapter_digest(tmp_path / "a") != first  # its rank
+    config.r = 3
+    save_adapter(policy, tmp_path / "b", base=tiny_base, user="somebody else")
+    assert adapter_digest(tmp_path / "b") == first
+    (tmp_path / "b" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": []}')
+    for use in (adapter_digest, lambda folder: adapter_parameters(folder, ParametersConfig())):
+        with pytest.raises(InputError, match=r"no adapter_config\.json"):
+            use(tmp_path)

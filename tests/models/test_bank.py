@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from pluralign.config import ParametersConfig
 from pluralign.errors import InputError
-from pluralign.models.adapters import detach_adapter, load_adapter, new_adapter, save_adapter
+from pluralign.models.adapters import adapter_parameters, detach_adapter, load_adapter, new_adapter, save_adapter
 from pluralign.models.bank import NONE, LoraBank
 from pluralign.models.base import Base, base_of
 from pluralign.models.dropout import keep_scale
@@ -172,6 +172,38 @@ def test_the_base_gets_its_layers_back(tiny_base: Base) -> None:
     assert not any("forward" in vars(module) for module in tiny_base.model.modules())
     policy = new_adapter(tiny_base, PARAMETERS, seed=0)
     detach_adapter(policy)
+
+
+def test_a_slot_begins_with_a_given_adapter(tiny_base: Base, tmp_path: Path) -> None:
+    """The slot computes what the adapter computes, and trains from there; everybody else is as before."""
+    given = ParametersConfig(rank=3, alpha=5.0, dropout=0.2, target_modules=["q_proj", "down_proj"])
+    bank = filled(tiny_base, 1, given)
+    bank.save(0, tmp_path / "a", user="a")
+    bank.detach()
+    ids = tokens(2)
+    policy = load_adapter(tiny_base, tmp_path / "a")
+    expected = policy(input_ids=ids).logits
+    detach_adapter(policy)
+    parameters = adapter_parameters(tmp_path / "a", ParametersConfig(rank=16))
+    bank = LoraBank(tiny_base, parameters, 2, trainable=True)
+    assert (bank.rank, bank.scale, bank.dropout) == (3, 5 / 3, 0.2)
+    bank.admit(0, seed=0)
+    fresh = bank.matrix[0].clone()
+    assert bank.grads is not None
+    bank.grads.fill_(1.0)
+    bank.admit(1, seed=0, start=tmp_path / "a")
+    assert torch.equal(bank.matrix[0], fresh)
+    assert bank.grads[0].all() and not bank.grads[1].any()
+    with bank.rows(torch.tensor([1, 1])):
+        logits = tiny_base.model(input_ids=ids).logits
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+        logits.logsumexp(-1).sum().backward()
+    assert bank.grads[1].any()
+    bank.save(1, tmp_path / "b", user="a")
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", names, shallow=False)[0] == names
+    with pytest.raises(InputError, match="has r 3, and the others 16"):
+        LoraBank(tiny_base, ParametersConfig(rank=16), 1).admit(0, seed=0, start=tmp_path / "a")
 
 
 def test_what_a_bank_refuses(tiny_base: Base, make_base: Callable[..., Base], tmp_path: Path) -> None:

@@ -41,6 +41,14 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     return paths
 
 
+def other_reference(table: Path, folder: Path) -> Path:
+    """An adapter that has learned a little."""
+    values = {"data": {"path": str(table), "validation": 0.0}, "training": {"max_steps": 3, "learning_rate": 1e-3}}
+    values |= {"method": "sft", "parameters": {"per": "none"}, "evaluation": {"generate": False}}
+    config = resolve(TrainConfig, {**values, "output_dir": str(folder / "sft"), "cache_dir": str(folder / "cache")})
+    return train(config).adapters["_all"]
+
+
 @pytest.fixture
 def configured(tables: dict[bool, Path], tmp_path: Path) -> Any:
     def make(method: str, name: str, **changes: Any) -> TrainConfig:
@@ -60,6 +68,8 @@ def configured(tables: dict[bool, Path], tmp_path: Path) -> Any:
                 "learning_rate": 1e-3,
             },
         }
+        if method == "mrpo":
+            values["reference"] = {"models": [str(other_reference(tables[False], tmp_path)), "base"]}
         return resolve(TrainConfig, {**values, **changes})
 
     return make

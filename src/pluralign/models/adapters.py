@@ -7,6 +7,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,30 +25,34 @@ from pluralign.config import ParametersConfig
 from pluralign.errors import InputError
 from pluralign.models.base import Base
 from pluralign.models.references import require_bare
-from pluralign.storage import json_bytes, read_json, staged_folder
+from pluralign.storage import json_bytes, read_json, sha256_of_file, sha256_of_json, staged_folder
 from pluralign.versions import versions
 
 SCHEMA_VERSION = 1
 INFO_FILE = "pluralign.json"
+CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 SLOT = "default"
 """Name of the adapter in memory. Never a user's id: PEFT breaks on dots, and saves any other name in a folder below."""
 
 
-def new_adapter(base: Base, parameters: ParametersConfig, *, seed: int) -> PeftModel:
-    """Attach a fresh LoRA adapter, which changes nothing yet (its B factors are 0).
+def new_adapter(base: Base, parameters: ParametersConfig, *, seed: int, start: Path | str | None = None) -> PeftModel:
+    """Attach a LoRA adapter to train: a fresh one, which changes nothing yet (its B factors are 0), or a given one.
 
     Args:
         base: with no adapter attached; its model is wrapped in place, see `detach_adapter`.
-        parameters: rank, alpha, dropout and target modules.
+        parameters: rank, alpha, dropout and target modules of a fresh adapter.
         seed: decides the initial weights, alone: torch's random state is neither used nor changed.
+        start: folder of an adapter to begin with; its weights and all its settings are then those of the new one.
 
     Returns:
         The policy, with only the adapter's weights trainable; they are float32 where the base is in half precision.
 
     Raises:
-        InputError: a setting is out of its range, or a target module does not exist.
+        InputError: a setting is out of its range, or a target module does not exist; as `load_adapter` for `start`.
     """
+    if start is not None:
+        return load_adapter(base, start, trainable=True)
     config = _lora_config(base, parameters)
     # PEFT draws on the CPU whatever the device; seeding that generator alone leaves those of the GPUs as they are.
     with torch.random.fork_rng(devices=[]):
@@ -70,6 +76,60 @@ def adapter_layers(base: Base, parameters: ParametersConfig) -> tuple[LoraConfig
     config = policy.peft_config[SLOT]
     detach_adapter(policy)
     return config, layers
+
+
+def adapter_parameters(folder: Path | str, parameters: ParametersConfig) -> ParametersConfig:
+    """Parameters with rank, scale, dropout and layers of a saved adapter.
+
+    Raises:
+        InputError: the folder holds no LoRA adapter in safetensors.
+    """
+    config = _read_config(Path(folder))
+    targets = config.target_modules
+    return replace(
+        parameters,
+        rank=config.r,
+        alpha=float(config.lora_alpha),
+        dropout=float(config.lora_dropout),
+        target_modules=targets if isinstance(targets, str) else sorted(targets or ()),
+    )
+
+
+def adapter_digest(folder: Path | str) -> str:
+    """Hex digest of what a saved adapter computes: its weights and its configuration, as their files have them.
+
+    Raises:
+        InputError: the folder holds no LoRA adapter in safetensors.
+    """
+    folder = Path(folder)
+    _check_files(folder)
+    return sha256_of_json({name: sha256_of_file(folder / name) for name in (CONFIG_FILE, WEIGHTS_FILE)})
+
+
+def check_adapter(base: Base, folder: Path | str, like: LoraConfig | None = None) -> None:
+    """Raise where a saved adapter cannot be used, without reading its weights.
+
+    A PEFT folder of other origin has no `pluralign.json`: it is accepted with a warning.
+
+    Args:
+        base: what it must belong to.
+        folder: of `save_adapter`, or of PEFT.
+        like: rank and scale that it must have, if any.
+
+    Raises:
+        InputError: the folder holds no adapter in safetensors, or one for another base, of another rank or scale.
+    """
+    folder = Path(folder)
+    _check_folder(folder, base)
+    if like is None:
+        return
+    config = _read_config(folder)
+    for name in ("r", "lora_alpha", "use_rslora", "use_dora", "bias", "rank_pattern", "alpha_pattern"):
+        if getattr(config, name, None) != getattr(like, name, None):
+            raise InputError(
+                f"the adapter has {name} {getattr(config, name, None)}, and the others {getattr(like, name, None)}",
+                where=str(folder),
+            )
 
 
 def _lora_config(base: Base, parameters: ParametersConfig) -> LoraConfig:
@@ -203,28 +263,22 @@ def read_adapter(base: Base, folder: Path | str, like: LoraConfig) -> dict[str, 
         InputError: the folder holds no adapter in safetensors, or one for another base, of another rank or scale.
     """
     folder = Path(folder)
-    _check_folder(folder, base)
-    config = LoraConfig.from_pretrained(str(folder))
-    for name in ("r", "lora_alpha", "use_rslora", "use_dora", "bias", "rank_pattern", "alpha_pattern"):
-        if getattr(config, name, None) != getattr(like, name, None):
-            raise InputError(
-                f"the adapter has {name} {getattr(config, name, None)}, and the others {getattr(like, name, None)}",
-                where=str(folder),
-            )
+    check_adapter(base, folder, like)
     try:
         return load_file(folder / WEIGHTS_FILE)
     except (SafetensorError, OSError) as error:
         raise InputError(f"the weights cannot be read ({error})", where=str(folder / WEIGHTS_FILE)) from None
 
 
-def load_adapter(base: Base, folder: Path | str) -> PeftModel:
-    """Attach a saved adapter, not trainable, in evaluation mode.
+def load_adapter(base: Base, folder: Path | str, *, trainable: bool = False) -> PeftModel:
+    """Attach a saved adapter, in evaluation mode.
 
     A PEFT folder of other origin has no `pluralign.json`: it is accepted with a warning if its weights fit.
 
     Args:
         base: with no adapter attached; its model is wrapped in place, see `detach_adapter`.
         folder: of `save_adapter`, or of PEFT.
+        trainable: whether its weights may be trained.
 
     Raises:
         InputError: the folder holds no adapter in safetensors, or one for another base.
@@ -235,10 +289,15 @@ def load_adapter(base: Base, folder: Path | str) -> PeftModel:
     try:
         config = LoraConfig.from_pretrained(str(folder))
         # PEFT would warn that the base is known by another name; the fingerprint tells better.
-        config.inference_mode, config.base_model_name_or_path = True, None
+        config.inference_mode, config.base_model_name_or_path = not trainable, None
         # Empty weights, filled from the file: nothing is drawn at random only to be replaced.
         policy = _attach(base, config, low_cpu_mem_usage=True)
-        result = policy.load_adapter(str(folder), SLOT, low_cpu_mem_usage=True, torch_device=str(base.device))
+        result = policy.load_adapter(
+            str(folder), SLOT, is_trainable=trainable, low_cpu_mem_usage=True, torch_device=str(base.device)
+        )
+        if base.model.dtype in (torch.bfloat16, torch.float16):
+            # On their way in PEFT has rounded the weights to the base's precision, and then widened them again.
+            set_peft_model_state_dict(policy, load_file(folder / WEIGHTS_FILE), adapter_name=SLOT)
     except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
         _remove_layers(base.model)
         raise InputError(f"the adapter does not fit the base {base.name} ({error})", where=str(folder)) from error
@@ -295,13 +354,25 @@ def _full_match(pattern: str, name: str) -> bool:
         return False
 
 
-def _check_folder(folder: Path, base: Base) -> None:
-    for name in ("adapter_config.json", WEIGHTS_FILE):
+def _check_files(folder: Path) -> None:
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise InputError(f"the folder has no {name}", where=str(folder), fix="Give the folder of a PEFT adapter.")
-    config = read_json(folder / "adapter_config.json")
+    config = read_json(folder / CONFIG_FILE)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise InputError("it is no LoRA adapter", where=str(folder / "adapter_config.json"))
+        raise InputError("it is no LoRA adapter", where=str(folder / CONFIG_FILE))
+
+
+def _read_config(folder: Path) -> LoraConfig:
+    _check_files(folder)
+    try:
+        return LoraConfig.from_pretrained(str(folder))
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(f"PEFT cannot read it ({error})", where=str(folder / CONFIG_FILE)) from None
+
+
+def _check_folder(folder: Path, base: Base) -> None:
+    _check_files(folder)
     if not (folder / INFO_FILE).is_file():
         warnings.warn(f"{folder} has no {INFO_FILE}: whether it was trained on {base.name} is not known", stacklevel=3)
         return

@@ -36,6 +36,8 @@ class Anchored:
         encoded: its tokens.
         reference: branch name -> log-prob under the base, summed over the response's tokens, nats; empty where none was
             asked for.
+        references: where the loss is taken against each of several, the weight of each and what `reference` is of one;
+            never in a table.
         embedding: [D] float32 of the prompt, where the loss asks how alike prompts are; never in a table.
     """
 
@@ -43,6 +45,7 @@ class Anchored:
     encoded: Encoded
     reference: dict[str, float]
     embedding: Tensor | None = None
+    references: Sequence[tuple[float, dict[str, float]]] = ()
 
 
 def write_anchored(

@@ -121,8 +121,20 @@ class LoraBank:
 
     # ---- slots ----
 
-    def admit(self, slot: int, *, seed: int) -> None:
-        """Put a fresh adapter into a slot: the weights that `new_adapter` draws from the seed."""
+    def admit(self, slot: int, *, seed: int, start: Path | str | None = None) -> None:
+        """Put an adapter to be trained into a slot: the weights that `new_adapter` draws from the seed, or given ones.
+
+        Args:
+            slot: its number.
+            seed: decides the weights of a fresh adapter.
+            start: folder of an adapter to begin with, shaped like the bank's; see `adapter_parameters`.
+
+        Raises:
+            InputError: as `load`, for `start`.
+        """
+        if start is not None:
+            self.load(slot, start)
+            return
         with torch.no_grad():
             self.matrix[slot].zero_()
             for layer, factor in zip(self.layers, initial_factors(self._sizes(), self.rank, seed), strict=True):

@@ -1,7 +1,7 @@
 """Objectives: pure functions on log-probs. No model, no data, no I/O."""
 
 from pluralign.objectives.anchors import base_anchor, chosen_anchor
-from pluralign.objectives.composition import Losses, Objective
+from pluralign.objectives.composition import Losses, Objective, Weighed
 from pluralign.objectives.contrast import contrast_loss, diagonal_contrast_loss, semantic_weights
 from pluralign.objectives.group_weights import (
     example_weights,
@@ -24,6 +24,7 @@ from pluralign.objectives.unpaired import kto_loss, mismatched_kl
 __all__ = [
     "Losses",
     "Objective",
+    "Weighed",
     "base_anchor",
     "chosen_anchor",
     "clip_to_trust_region",

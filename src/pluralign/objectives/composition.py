@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,30 @@ from pluralign.objectives.losses import LOSSES, MISMATCHED, PAIR, Branches, Gath
 
 ROUNDING = 1e-4
 """Summed log-probs that differ by less, in nats, differ by rounding only (references within 1e-5 in float32)."""
+
+
+@dataclass
+class Weighed:
+    """One of several references that a loss is taken against.
+
+    Attributes:
+        weight: [B], >= 0; over all references they sum to 1.
+        logps: branch name -> [B], under this reference.
+    """
+
+    weight: Tensor
+    logps: Branches
+
+
+Reference = Branches | Sequence[Weighed]
+"""Log-probs under the reference; or under several, where each has a loss of its own."""
+
+
+def each(reference: Reference, change: Callable[[Tensor], Tensor]) -> Reference:
+    """The same reference with every tensor changed alike (moved, cast, cut)."""
+    if isinstance(reference, Mapping):
+        return {name: change(value) for name, value in reference.items()}
+    return [Weighed(change(one.weight), {n: change(v) for n, v in one.logps.items()}) for one in reference]
 
 
 @dataclass
@@ -97,7 +121,7 @@ class Objective:
     def __call__(
         self,
         policy: Branches,
-        reference: Branches,
+        reference: Reference,
         lengths: Branches,
         columns: Mapping[str, Any] | None = None,
         *,
@@ -109,27 +133,25 @@ class Objective:
 
         Args:
             policy: branch name -> [B] summed log-probs, nats; values at rows that lack the branch are ignored.
-            reference: the same under the reference; empty where `needs_reference` is false.
+            reference: the same under the reference; empty where `needs_reference` is false. Of several, the loss is the
+                weighted sum of the losses against each, and the metrics are those of the last, the trusted one.
             lengths: branch name -> [B] response tokens, 0 where a row lacks the branch.
             columns: the table's other columns, handed to a loss of the user's own.
             embeddings: [B, D] of the prompts, where `needs_embeddings`.
             gather: rows [B, ...] -> rows of all processes, with a gradient, for losses that couple examples.
             process: number of this process.
         """
+        more: dict[str, Any] = {"embeddings": embeddings, "gather": gather, "process": process}
+        if not isinstance(reference, Mapping):
+            parts = [self(policy, one.logps, lengths, columns, **more) for one in reference]
+            weighed = [one.weight * part.per_example for one, part in zip(reference, parts, strict=True)]
+            return Losses(torch.stack(weighed).sum(dim=0), parts[-1].terms)
         has = {name: lengths[name] > 0 for name in policy}
         ratios = {name: policy[name] - reference[name] for name in policy if name in reference}
         outside, inside, terms = self._anchors(policy, reference, lengths, has)
         compared = self._compared(policy, ratios, lengths, has)
-        sides = Sides(
-            compared["chosen"],
-            compared.get("rejected", torch.zeros_like(compared["chosen"])),
-            has,
-            inside,
-            mismatched=ratios.get(MISMATCHED),
-            embeddings=embeddings,
-            gather=gather,
-            process=process,
-        )
+        rejected = compared.get("rejected", torch.zeros_like(compared["chosen"]))
+        sides = Sides(compared["chosen"], rejected, has, inside, mismatched=ratios.get(MISMATCHED), **more)
         value = self._kind.run(sides, self.loss)
         if self._custom is not None:
             value = self._custom(

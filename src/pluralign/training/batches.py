@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,14 +12,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from pluralign.models.rows import ResponseBatch, collate
+from pluralign.objectives import Weighed
+from pluralign.objectives.composition import Reference
 from pluralign.training.weighting import NO_GROUP, Weighting
 
 if TYPE_CHECKING:
     from pluralign.models.anchoring import Anchored
 
 Batch = dict[str, Any]
-"""`responses` (`ResponseBatch`), `reference` (branch -> [B]), `weight` [B], `group` [B], `counts` [B], `columns` (name
--> list), and where rows have them `embeddings` [B, D]."""
+"""`responses` (`ResponseBatch`), `reference` (branch -> [B], or several `Weighed`), `weight` [B], `group` [B], `counts`
+[B], `columns` (name -> list), and where rows have them `embeddings` [B, D]."""
 
 
 @dataclass(slots=True)
@@ -188,14 +190,22 @@ class PreferenceCollator:
             **({"embeddings": torch.stack(embeddings)} if embeddings else {}),
         }
 
-    def _references(self, rows: Sequence[Anchored]) -> dict[str, Tensor]:
-        """Reference log-probs [B] of every branch, or none where rows carry none at all."""
-        if not any(row.reference for row in rows):
+    def _references(self, rows: Sequence[Anchored]) -> Reference:
+        """Reference log-probs [B] of every branch, or none where rows carry none at all; of several, each's."""
+        if rows[0].references:
+            return [
+                Weighed(
+                    torch.tensor([row.references[number][0] for row in rows], dtype=self.dtype),
+                    self._reference([row.references[number][1] for row in rows]),
+                )
+                for number in range(len(rows[0].references))
+            ]
+        return self._reference([row.reference for row in rows])
+
+    def _reference(self, said: Sequence[Mapping[str, float]]) -> dict[str, Tensor]:
+        if not any(said):
             return {}
-        return {
-            name: torch.tensor([row.reference.get(name, 0.0) for row in rows], dtype=self.dtype)
-            for name in self.branches
-        }
+        return {name: torch.tensor([one.get(name, 0.0) for one in said], dtype=self.dtype) for name in self.branches}
 
 
 def _columns(rows: Sequence[Anchored]) -> dict[str, list[Any]]:

@@ -23,6 +23,7 @@ from pluralign.storage import write_text
 from pluralign.training.arguments import training_arguments
 from pluralign.training.bank.snapshots import Snapshots, take_up, workers_before
 from pluralign.training.checkpoints import full_disk_explained
+from pluralign.training.given import Given
 from pluralign.training.index import Index
 from pluralign.training.people import Person
 from pluralign.training.record import Hashes, Record
@@ -50,6 +51,7 @@ class Task:
         update: people to train anew -> stamp of the adapter that is to be replaced.
         base: name and fingerprint of what everybody is trained on.
         claim: what the run's folder holds for this very call.
+        given: references of others and adapters to begin with.
     """
 
     config: TrainConfig
@@ -59,6 +61,7 @@ class Task:
     update: dict[str, str]
     base: tuple[str, str]
     claim: str
+    given: Given
 
 
 @dataclass(slots=True)
@@ -165,7 +168,7 @@ def train_on_cluster(
             rows = [people.pop(user) for user in mine]
             hashes = {user: record.hashes[user] for user in mine if user in record.hashes}
             stamps = {user: update[user] for user in mine if user in update}
-            yield Task(config, share, rows, hashes, stamps, base, claim)
+            yield Task(config, share, rows, hashes, stamps, base, claim, worker.given)
 
     for outcome in _outcomes(folder, tasks(), gpus=bool(gpus)):
         record.add(outcome.finished, outcome.skipped, outcome.trained)
@@ -299,7 +302,7 @@ def _train_share(task: Task) -> Outcome:
     _check_claim(folder, task.claim)
     arguments = training_arguments(task.config.training, output_dir=folder.path, device=task.config.device)
     with full_disk_explained(folder.path):
-        worker = Worker(task.config, arguments, folder, together=True)
+        worker = Worker(task.config, arguments, folder, together=True, given=task.given)
         name, fingerprint = task.base
         if worker.base.fingerprint != fingerprint:
             raise InputError(

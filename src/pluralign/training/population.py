@@ -29,6 +29,7 @@ from pluralign.training.conditions import quick_collection, recompute_activation
 from pluralign.training.people import person_seed
 from pluralign.training.record import Record, Rows, Supply
 from pluralign.training.runs import RunFolder
+from pluralign.training.starts import Starts
 from pluralign.training.trainer import PreferenceTrainer
 
 
@@ -43,6 +44,7 @@ class Population:
         folder: of the run.
         layout: of `choose_layout`.
         record: what became of everybody; people are added as they finish.
+        starts: what people begin with; fresh adapters by default.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class Population:
         folder: RunFolder,
         layout: Literal["shared", "separate"],
         record: Record,
+        starts: Starts | None = None,
     ) -> None:
         self.config, self.base, self.objective = config, base, objective
+        self.starts = starts or Starts(config.parameters)
         self.arguments, self.folder, self.record = arguments, folder, record
         # The Trainer writes it into the model's configuration, which full fine-tuning saves.
         self.arguments.use_cache = base.model.config.use_cache
@@ -95,7 +99,7 @@ class Population:
     def _train_person(self, user: str, rows: Rows, callbacks: list[TrainerCallback]) -> None:
         state = self.folder.state(user)
         seed = person_seed(self.config.seed, user)
-        with self._policy(seed) as policy:
+        with self._policy(user, seed) as policy:
             trainer = self._trainer(user, rows, policy, callbacks, seed)
             checkpoint = last_checkpoint(state)
             try:
@@ -126,6 +130,7 @@ class Population:
             eval_dataset=AnchoredDataset(rows.held_out, weighting) if rows.held_out else None,
             data_collator=self._collator,
             reference=self.config.reference.compute,
+            ema=self.config.reference.ema,
             callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
@@ -136,14 +141,14 @@ class Population:
         return trainer
 
     @contextlib.contextmanager
-    def _policy(self, seed: int) -> Iterator[Any]:
+    def _policy(self, user: str, seed: int) -> Iterator[Any]:
         """What is trained, for the time of the block; the base is as before when it ends (but for full fine-tuning)."""
         model = self.base.model
         try:
             if self.config.parameters.kind == "full":
                 yield model.requires_grad_(True)
             else:
-                policy = new_adapter(self.base, self.config.parameters, seed=seed)
+                policy = new_adapter(self.base, self.config.parameters, seed=seed, start=self.starts.of(user))
                 try:
                     yield policy
                 finally:

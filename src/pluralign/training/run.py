@@ -16,7 +16,9 @@ from pluralign.config import TrainConfig
 from pluralign.errors import InputError
 from pluralign.models.anchoring import anchor_preferences, warn_of_losses
 from pluralign.models.base import load_base
+from pluralign.models.combined_references import check_reference
 from pluralign.models.encoding import Encoder
+from pluralign.models.given_models import model_encoder
 from pluralign.models.matmul import quick_matmul
 from pluralign.objectives import Objective
 from pluralign.objectives.losses import MISMATCHED
@@ -27,12 +29,14 @@ from pluralign.training.bank.capacity import check_bank, uses_bank
 from pluralign.training.bank.snapshots import take_up
 from pluralign.training.checkpoints import full_disk_explained
 from pluralign.training.cluster import check_cluster, connected, train_on_cluster
+from pluralign.training.given import read_given
 from pluralign.training.growth import Growth, hashes_of, plan_growth, warn_of_learned_rows
 from pluralign.training.mismatched import give_mismatched
 from pluralign.training.people import Census, Person, take_census
 from pluralign.training.record import Record
 from pluralign.training.runs import RunFolder, Standing
 from pluralign.training.shares import Share
+from pluralign.training.stages import after_sft
 from pluralign.training.weighting import warn_of_unknown_groups
 from pluralign.training.worker import Worker
 
@@ -73,6 +77,7 @@ def train(config: TrainConfig) -> TrainResult:
     if config.plan:
         raise InputError("plan is set", fix="pluralign.plan(config) says what the run will take; train makes it.")
     with quick_matmul(), full_disk_explained(Path(config.output_dir)):
+        config = after_sft(config, train)
         return Run(config).train()
 
 
@@ -138,7 +143,7 @@ class Run:
                     growth.work,
                     base_fingerprint=fingerprint,
                     standing=found.standing,
-                    anchor_prompts=self.anchor_prompts.digest,
+                    contents=self._contents(),
                 )
             self._wait()
             self._train_people(census, growth, record, on_cluster=on_cluster)
@@ -159,11 +164,6 @@ class Run:
         preferences = load_preferences(config.data, config.seed)
         digest = data_hash(preferences)
         standing = self.folder.check(config, digest)
-        self.worker = worker = Worker(config, self.arguments, self.folder, together=self.together)
-        if standing is not Standing.NEW and not self.folder.check_base(config, worker.base.fingerprint):
-            standing = Standing.NEW
-        if standing is not Standing.NEW and not self.folder.check_anchor_prompts(config, self.anchor_prompts.digest):
-            standing = Standing.NEW
         training, held_out = split_preferences(
             preferences,
             validation=config.data.validation,
@@ -172,16 +172,28 @@ class Run:
             seed=config.seed,
             data=config.data,
         )
-        _check_probes(self.probes, worker.encoder)
-        census = take_census(config, self.objective, worker.encoder, training, held_out)
+        # Before the base takes its room: references may be models of their own.
+        encoder = model_encoder(config, config.data)
+        _check_probes(self.probes, encoder)
+        census = take_census(config, self.objective, encoder, training, held_out)
         if MISMATCHED in self.objective.branches:
             give_mismatched(census)
-        self.anchor_prompts.give_to(census, config, worker.encoder)
+        self.anchor_prompts.give_to(census, config, encoder)
+        given = read_given(config, census, self.objective, self.arguments)
+        self.worker = worker = Worker(config, self.arguments, self.folder, together=self.together, given=given)
+        if standing is not Standing.NEW and not self.folder.check_base(config, worker.base.fingerprint):
+            standing = Standing.NEW
+        if standing is not Standing.NEW and not self.folder.check_contents(config, self._contents()):
+            standing = Standing.NEW
         hashes = hashes_of(config, preferences, training, held_out)
         record = Record(self.folder, config.parameters.kind, hashes=hashes, writes=self.arguments.should_save)
         growth = plan_growth(config, self.folder, record, census, data_hash=digest, standing=standing)
         works = bool(growth.people) or standing is not Standing.SAME or self.folder.unfinished() is not None
         return Prepared(digest, standing, census, growth, record, works)
+
+    def _contents(self) -> dict[str, str | None]:
+        """Of the files beside the table: key of the configuration -> hash."""
+        return {"anchor.base.prompts": self.anchor_prompts.digest, "reference.models": self.worker.given.digest}
 
     def _train_people(self, census: Census, growth: Growth, record: Record, *, on_cluster: bool) -> None:
         config, people = self.config, {person.user: person for person in census.people}
@@ -310,6 +322,12 @@ class Run:
 def _check(config: TrainConfig) -> None:
     parameters = config.parameters
     check_bank(config)
+    check_reference(config.reference)
+    if config.reference.ema is not None and config.reference.compute == "forward":
+        raise InputError(
+            f"reference.ema is {config.reference.ema} and reference.compute is forward",
+            fix="The forward leaves the adapter out, and the reference follows it: take cached.",
+        )
     if parameters.kind == "full" and parameters.per != "none":
         raise InputError(
             f"parameters.kind is full and parameters.per is {parameters.per}",
@@ -333,6 +351,12 @@ def _check_sharding(config: TrainConfig, arguments: TrainingArguments) -> None:
             f"the model is sharded (fsdp or deepspeed) and parameters.per is {config.parameters.per}",
             where="training.extra_arguments",
             fix="A sharded base cannot pass from one person to the next: take per none, or DDP (torchrun alone).",
+        )
+    if (arguments.fsdp or arguments.deepspeed) and config.reference.ema is not None:
+        raise InputError(
+            f"the model is sharded (fsdp or deepspeed) and reference.ema is {config.reference.ema}",
+            where="training.extra_arguments",
+            fix="No process has all weights to follow: take DDP (torchrun alone), or leave ema out.",
         )
     if (arguments.fsdp or arguments.deepspeed) and config.quantization != "none":
         raise InputError(

@@ -43,6 +43,8 @@ _WHERE_THE_DATA_IS = ("data.path", "data.source", "data.split", "data.revision",
 """Keys that may differ between two calls on one population, whose table moves and grows."""
 _HOW_IT_IS_TRAINED = ("engine", "bank.slots", "bank.batch_tokens")
 """Keys that make the same adapters up to rounding: a finished population may grow with others, what is begun not."""
+CONTENTS = {"anchor.base.prompts": "anchor_prompts_hash", "reference.models": "references_hash"}
+"""Key of the configuration that names files -> under which name a run's `made_with` has the hash of their content."""
 
 
 class Standing(Enum):
@@ -177,24 +179,25 @@ class RunFolder:
             )
         return bool(recorded == base_fingerprint)
 
-    def check_anchor_prompts(self, config: TrainConfig, digest: str | None) -> bool:
-        """Whether the run that is there, found the same by `check`, has these prompts without a pair.
+    def check_contents(self, config: TrainConfig, digests: Mapping[str, str | None]) -> bool:
+        """Whether the run that is there, found the same by `check`, was made from the same files beside its table.
 
         Args:
             config: of the call.
-            digest: of the prompts' content, None where there are none.
+            digests: key of the configuration that names files -> of their content, None where there are none.
 
         Raises:
-            InputError: it has others, and `overwrite` is not set.
+            InputError: one has changed, and `overwrite` is not set.
         """
-        same = self.made_with().get("anchor_prompts_hash") == digest
-        if not same and not config.overwrite:
+        recorded = self.made_with()
+        differing = [key for key, digest in digests.items() if recorded.get(CONTENTS[key]) != digest]
+        if differing and not config.overwrite:
             raise InputError(
-                "the folder holds another run, which differs in the content of anchor.base.prompts",
+                f"the folder holds another run, which differs in the content of {', '.join(differing)}",
                 where=str(self.path),
-                fix="Name another output_dir, bring the prompts back, or set --overwrite to begin anew.",
+                fix="Name another output_dir, bring the files back, or set --overwrite to begin anew.",
             )
-        return same
+        return not differing
 
     def is_finished(self, kind: str) -> bool:
         """Whether everybody of the run's table is decided; one that an older version left is known by its parts."""
@@ -267,7 +270,7 @@ class RunFolder:
         *,
         base_fingerprint: str,
         standing: Standing,
-        anchor_prompts: str | None = None,
+        contents: Mapping[str, str | None],
     ) -> None:
         """Note what is begun, before anything is trained; results of another run are removed first."""
         if standing is Standing.NEW:
@@ -281,8 +284,7 @@ class RunFolder:
                 "base_fingerprint": base_fingerprint,
                 "versions": versions(),
             }
-            if anchor_prompts is not None:
-                made_with["anchor_prompts_hash"] = anchor_prompts
+            made_with |= {CONTENTS[key]: digest for key, digest in contents.items() if digest is not None}
             self._write_config(config, made_with)
         else:
             self._take_over_engine(config)

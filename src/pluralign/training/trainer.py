@@ -22,9 +22,11 @@ from transformers.trainer_utils import EvalLoopOutput
 from pluralign.errors import PersonError
 from pluralign.models.logprobs import branch_logps
 from pluralign.objectives import Losses, Objective
+from pluralign.objectives.composition import Reference, each
 from pluralign.training.batches import AnchoredDataset, Batch, EpochSampler, PreferenceCollator
 from pluralign.training.callbacks import CheckpointFlow
 from pluralign.training.checkpoints import checkpoint_path, publish, remove_others, staging_path
+from pluralign.training.ema import FollowPolicy, MovingReference
 from pluralign.training.metrics import GroupSums, MetricMeans
 
 
@@ -43,6 +45,7 @@ class PreferenceTrainer(Trainer):
         data_collator: makes batches with the objective's branches.
         eval_dataset: held-out rows, where there are any.
         reference: `cached` takes the rows' own reference log-probs; `forward` runs the same batch without the adapter.
+        ema: decay of a reference that follows the policy instead; the rows' own log-probs are then the base anchor's.
         callbacks: as in `Trainer`.
 
     Raises:
@@ -65,6 +68,7 @@ class PreferenceTrainer(Trainer):
         data_collator: PreferenceCollator,
         eval_dataset: AnchoredDataset | None = None,
         reference: Literal["cached", "forward"] = "cached",
+        ema: float | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         if reference == "forward" and not isinstance(model, PeftModel):
@@ -86,6 +90,9 @@ class PreferenceTrainer(Trainer):
             data_collator=data_collator,
             callbacks=[CheckpointFlow(), *callbacks],
         )
+        self.moving = None if ema is None else MovingReference(self.model, ema)
+        if self.moving is not None:
+            self.add_callback(FollowPolicy(self.moving))
 
     # ---- loss and metrics ----
 
@@ -139,10 +146,10 @@ class PreferenceTrainer(Trainer):
 
     def _losses(self, model: nn.Module, inputs: Batch) -> Losses:
         responses = inputs["responses"]
-        reference = self._run_reference(model, inputs) if self.objective.needs_reference else {}
+        reference: Reference = self._run_reference(model, inputs) if self.objective.needs_reference else {}
         policy = branch_logps(model, responses)
         dtype = next(iter(policy.values())).dtype
-        reference = {name: value.to(dtype) for name, value in reference.items()}
+        reference = each(reference, lambda value: value.to(dtype))
         # A row that only fills up the last batch has no responses: it stands on no side of a contrast.
         lengths = {name: value * inputs["counts"] for name, value in responses.branch_lengths().items()}
         return self.objective(
@@ -164,9 +171,14 @@ class PreferenceTrainer(Trainer):
             return self._gather_rows(rows.to(torch.uint8)).bool()
         return torch.cat(all_gather(rows.contiguous()))
 
-    def _run_reference(self, model: nn.Module, inputs: Batch) -> dict[str, Tensor]:
+    def _run_reference(self, model: nn.Module, inputs: Batch) -> Reference:
+        if self.moving is not None:
+            # The base's own response is compared with what the base says of it, whoever the reference is.
+            known = inputs["reference"].get("base")
+            return {**self.moving.forward(inputs["responses"]), **({} if known is None else {"base": known})}
         if self.reference == "cached":
-            return dict(inputs["reference"])
+            given: Reference = inputs["reference"]
+            return given
         # Before the policy's forward: leaving the adapter out and taking it in again may not fall between a forward and
         # the recomputation of its activations in the backward.
         with torch.no_grad(), self.accelerator.unwrap_model(self.model).disable_adapter():
@@ -310,6 +322,8 @@ class PreferenceTrainer(Trainer):
             self.state.save_to_json(str(staging / TRAINER_STATE_NAME))
             if self.ascent is not None:
                 self.ascent.save(staging)
+            if self.moving is not None:
+                self.moving.save(staging)
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -356,6 +370,8 @@ class PreferenceTrainer(Trainer):
         )
         if self.ascent is not None and resume_from_checkpoint is not None:
             self.ascent.load(Path(resume_from_checkpoint))
+        if self.moving is not None and resume_from_checkpoint is not None:
+            self.moving.load(Path(resume_from_checkpoint))
         # The folder may have moved since the state was written.
         if self.state.best_global_step:
             best = checkpoint_path(Path(self.args.output_dir), self.state.best_global_step)

@@ -17,7 +17,9 @@ from pluralign.models.anchoring import Anchored, adopt_anchored, anchor_preferen
 from pluralign.models.bank import LoraBank
 from pluralign.models.base import load_base
 from pluralign.models.cache import Cache
+from pluralign.models.combined_references import Compared, compare_rows, uses_given
 from pluralign.models.embeddings import prompt_embeddings
+from pluralign.models.given_references import check_adapters
 from pluralign.models.layout import choose_layout
 from pluralign.models.matmul import warn_of_slow_bfloat16
 from pluralign.models.references import reference_logps
@@ -26,11 +28,13 @@ from pluralign.objectives import Objective
 from pluralign.training.arguments import local_device
 from pluralign.training.bank import BankPopulation
 from pluralign.training.bank.capacity import choose_slots
+from pluralign.training.given import Given
 from pluralign.training.people import Person
 from pluralign.training.population import Population
 from pluralign.training.record import Record, Rows
 from pluralign.training.runs import RunFolder
 from pluralign.training.shares import Share
+from pluralign.training.starts import Starts
 
 WAVE_ROWS = 2048
 """Rows that are anchored at a time: enough to fill batches, few enough to be no matter of memory."""
@@ -46,6 +50,7 @@ class Worker:
         arguments: of the Trainer, shared by all people.
         folder: of the run.
         together: whether people are trained in the bank, and not one after another.
+        given: references of others and adapters to begin with; none by default.
 
     Attributes:
         base: the one base.
@@ -57,8 +62,18 @@ class Worker:
         InputError: the base cannot be loaded.
     """
 
-    def __init__(self, config: TrainConfig, arguments: TrainingArguments, folder: RunFolder, *, together: bool) -> None:
-        self.config, self.arguments, self.folder, self.together = config, arguments, folder, together
+    def __init__(
+        self,
+        config: TrainConfig,
+        arguments: TrainingArguments,
+        folder: RunFolder,
+        *,
+        together: bool,
+        given: Given | None = None,
+    ) -> None:
+        self.given = given or Given(Starts(config.parameters))
+        self.config = config = replace(config, parameters=self.given.starts.parameters)
+        self.arguments, self.folder, self.together = arguments, folder, together
         self.objective = Objective(config.loss, config.anchor)
         self.cache = Cache(config.cache_dir)
         self.base = load_base(self.model_config)
@@ -70,6 +85,8 @@ class Worker:
     @property
     def caches_references(self) -> bool:
         """Whether training takes reference log-probs from the cache."""
+        if self.config.reference.ema is not None:
+            return self.config.anchor.base.weight > 0
         return self.objective.needs_reference and self.config.reference.compute == "cached"
 
     @property
@@ -89,9 +106,13 @@ class Worker:
         parameters = self.config.parameters
         if self.together:
             size = partial(choose_slots, self.config, people, device=self.base.device)
-            LoraBank(self.base, parameters, lambda each: min(1, size(each))).detach()
+            bank = LoraBank(self.base, parameters, lambda each: min(1, size(each)))
+            bank.detach()
+            self.given.starts.check(self.base, bank.config)
         elif parameters.kind == "lora":
             adapter_layers(self.base, parameters)
+            self.given.starts.check(self.base)
+        check_adapters(self.base, self.given.references)
 
     def train(
         self,
@@ -123,8 +144,8 @@ class Worker:
     def _engine(self, record: Record, share: Share) -> BankPopulation | Population:
         parts = (self.config, self.base, self.objective, self.arguments)
         if not self.together:
-            return Population(*parts, self.folder, self.layout, record)
-        return BankPopulation(*parts, self.folder.share(share), self.layout, record, share)
+            return Population(*parts, self.folder, self.layout, record, self.given.starts)
+        return BankPopulation(*parts, self.folder.share(share), self.layout, record, share, self.given.starts)
 
     def _supply(self, people: Iterable[Person], numbers: Mapping[str, int]) -> Iterator[tuple[str, Rows]]:
         """Rows in the order asked for, anchored some people at a time: what is not needed yet takes no room."""
@@ -165,9 +186,20 @@ class Worker:
         }
 
     def _with_references(self, rows: Sequence[Anchored]) -> list[Anchored]:
+        config, given = self.config.reference, self.given
         with self.precision():
+            if uses_given(config):
+                parts = (config, given.references, given.scores, self.cache)
+                compared = compare_rows(self.base, rows, *parts, layout=self.layout)
+                return [_against(row, one) for row, one in zip(rows, compared, strict=True)]
             found = reference_logps(self.base, [row.encoded for row in rows], self.cache, layout=self.layout)
         return [replace(row, reference=logps) for row, logps in zip(rows, found, strict=True)]
+
+
+def _against(row: Anchored, compared: Compared) -> Anchored:
+    """The row with what it is compared with: several references where the loss is taken against each."""
+    several = tuple(zip(compared.weights, compared.logps, strict=True)) if len(compared.logps) > 1 else ()
+    return replace(row, reference=compared.logps[-1], references=several)
 
 
 def wave_numbers(people: Iterable[Person]) -> dict[str, int]:

@@ -54,6 +54,8 @@ def obstacle(config: TrainConfig, arguments: TrainingArguments) -> str | None:
         return f"parameters.kind is {config.parameters.kind}, and the bank holds adapters"
     if config.weighting.groups.by == "worst":
         return "weighting.groups.by worst lets a whole step's losses decide what the next one's rows count"
+    if config.reference.ema is not None:
+        return "reference.ema follows the steps of one policy"
     if arguments.fp16:
         return "training.fp16 scales everybody's loss alike; take bf16"
     optimizer = str(getattr(arguments.optim, "value", arguments.optim))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from pluralign.models.logprobs import branch_logps
 from pluralign.models.masks import FLEX, attention_kernel, causal_lm
 from pluralign.models.rows import examples_of
 from pluralign.objectives import Losses, Objective
+from pluralign.objectives.composition import Reference, each
 from pluralign.training.bank.means import SlotMeans
 from pluralign.training.batches import Batch, Example, PreferenceCollator
 
@@ -116,10 +118,10 @@ class Forwards:
         lengths = {name: value[:count] for name, value in batch["responses"].branch_lengths().items()}
         policy = {name: value[:count] for name, value in logps.items()}
         if self.from_forward:
-            reference = {name: value[count:].detach() for name, value in logps.items()}
+            reference: Reference = {name: value[count:].detach() for name, value in logps.items()}
         else:
             dtype = next(iter(policy.values())).dtype
-            reference = {name: value.to(dtype) for name, value in batch["reference"].items()}
+            reference = each(batch["reference"], lambda value: value.to(dtype))
         embeddings = batch.get("embeddings")
         if not self.objective.couples_examples:
             return self.objective(policy, reference, lengths, batch["columns"], embeddings=embeddings)
@@ -128,10 +130,11 @@ class Forwards:
         for unit in units:
             part = slice(start, start + len(unit.examples))
             start = part.stop
-            own = [{name: value[part] for name, value in of.items()} for of in (policy, reference, lengths)]
+            own, sizes = ({name: value[part] for name, value in of.items()} for of in (policy, lengths))
+            compared = each(reference, itemgetter(part))
             columns = {name: value[part] for name, value in batch["columns"].items()}
             vectors = None if embeddings is None else embeddings[part]
-            parts.append(self.objective(own[0], own[1], own[2], columns, embeddings=vectors))
+            parts.append(self.objective(own, compared, sizes, columns, embeddings=vectors))
         return Losses(
             torch.cat([part.per_example for part in parts]),
             {name: torch.cat([part.terms[name] for part in parts]) for name in parts[0].terms},
@@ -151,7 +154,7 @@ class Forwards:
             examples_of(responses) if responses.row_ids is None else responses.row_ids.flatten()[::BLOCK]
         )
         batch["responses"] = responses.to(self.device)
-        batch["reference"] = {name: value.to(self.device) for name, value in batch["reference"].items()}
+        batch["reference"] = each(batch["reference"], lambda value: value.to(self.device))
         batch["weight"] = batch["weight"][: len(examples)].to(self.device)
         if "embeddings" in batch:
             batch["embeddings"] = batch["embeddings"].to(self.device)

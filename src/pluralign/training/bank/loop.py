@@ -29,6 +29,7 @@ from pluralign.training.people import person_seed
 from pluralign.training.record import Record, Rows, Supply
 from pluralign.training.runs import RunFolder
 from pluralign.training.shares import Share
+from pluralign.training.starts import Starts
 
 
 class BankPopulation:
@@ -43,6 +44,7 @@ class BankPopulation:
         layout: of `choose_layout`.
         record: what became of everybody; people are added as they finish.
         share: which people are this worker's.
+        starts: what people begin with; fresh adapters by default.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class BankPopulation:
         layout: Layout,
         record: Record,
         share: Share = Share(),  # noqa: B008, it is immutable
+        starts: Starts | None = None,
     ) -> None:
         self.config, self.base, self.objective = config, base, objective
+        self.starts = starts or Starts(config.parameters)
         self.arguments, self.folder, self.record = arguments, folder, record
         self.snapshots = Snapshots(folder.path / "state", share)
         self._snapshot: Snapshot | None = None
@@ -162,7 +166,7 @@ class BankPopulation:
             slot = self._free.pop(0)
             user, rows = next(self._supply)
             self.waiting.popleft()
-            self.bank.admit(slot, seed=person_seed(self.config.seed, user))
+            self.bank.admit(slot, seed=person_seed(self.config.seed, user), start=self.starts.of(user))
             self.forwards.means.clear(slot)
             learner = self._learner(slot, user, rows)
             self._start(learner)

@@ -137,7 +137,7 @@ class Estimate:
         if not self.run.together or not people:
             return
         config, base = self.run.config, self.run.worker.base
-        bank = LoraBank(base, config.parameters, 1)
+        bank = LoraBank(base, self.run.worker.config.parameters, 1)
         bank.detach()
         self.adapter_size = bank.bytes_per_slot
         self.slot_size = slot_bytes(bank.bytes_per_slot, config.training)

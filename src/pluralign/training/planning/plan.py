@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pluralign.config import TrainConfig
+from pluralign.errors import InputError
 from pluralign.models.matmul import quick_matmul
 from pluralign.training.planning.estimate import Estimate
 from pluralign.training.planning.memory import Levels
@@ -80,6 +81,11 @@ def plan(config: TrainConfig, *, before: float = 0.0) -> Plan:
     Raises:
         InputError: as `train` would.
     """
+    if config.sft.num_train_epochs > 0:
+        raise InputError(
+            f"sft.num_train_epochs is {config.sft.num_train_epochs}, and a plan is of one stage",
+            fix="Plan the first with method sft, and the second without sft.",
+        )
     begun = time.perf_counter()
     workers = int(os.environ.get("WORLD_SIZE", "1"))
     levels = Levels()
