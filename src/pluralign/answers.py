@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pluralign.config import GenerateConfig, ModelConfig, TrainConfig
 from pluralign.errors import InputError
 from pluralign.preferences import Preference, Text, named_people, read_prompts, shown
+from pluralign.preferences.conditioning import Conditioner, overflow_of
 from pluralign.resolve import resolve
 from pluralign.storage import check_place, write_text
 
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pluralign.evaluation.policies import Policies
-    from pluralign.models import Base
+    from pluralign.models import Base, Encoder
+
+CONDITIONS = ("group", "user_info", "system_info")
+"""Keys that give a value to a field of the templates that a run conditions prompts with."""
 
 
 @dataclass
@@ -35,8 +39,11 @@ class Answers:
 def answer_prompts(config: GenerateConfig) -> list[Answers]:
     """Answer every prompt with the base and with each person's adapter; the base is loaded once.
 
+    Where the run conditions prompts, they are conditioned here too, for base and people alike; what is returned are the
+    prompts without it.
+
     Args:
-        config: the run, the prompts, who answers, and how it is sampled.
+        config: the run, the prompts, what they are conditioned with, who answers, and how it is sampled.
 
     Returns:
         Answers in the order of the prompts; also written to `config.output` as JSONL where that is given.
@@ -58,9 +65,11 @@ def answer_prompts(config: GenerateConfig) -> list[Answers]:
     trained = resolve(TrainConfig, run / "config.yaml")
     people = _chosen_people(run, trained, config.users)
     given = read_prompts(config.prompts)
+    _check_conditions(config, trained)
     base = load_base(_base_of(trained, config.device))
+    encoder = encoder_of(base, trained.data)
     prompts = [_as_turn(row, base, plain=config.plain) for row in given]
-    encoded = encoder_of(base, trained.data).encode_many(prompts, branches=())
+    encoded = encoder.encode_many(_conditioned(prompts, config, trained, encoder), branches=())
     warn_of_losses([], [row.cut for row in encoded])
     with quick_matmul():
         said, by_folder = _answered(base, [one.prompt_ids for one in encoded], list(people.values()), config)
@@ -130,6 +139,48 @@ def _chosen_people(run: Path, trained: TrainConfig, users: str | list[str] | Non
 
     folders, _ = adapters_of(run, trained)
     return folders if users is None else {user: folders[user] for user in named_people(users, folders, where=str(run))}
+
+
+def _given(config: GenerateConfig) -> dict[str, str]:
+    return {name: value for name in CONDITIONS if (value := getattr(config, name)) is not None}
+
+
+def _check_conditions(config: GenerateConfig, trained: TrainConfig) -> None:
+    """Raise now, and not when the base is there, where a run that does not condition prompts is given values."""
+    active = Conditioner(trained.conditioning).active
+    for name in _given(config) if not active else ():
+        raise InputError("the run does not condition prompts", where=f"--{name}", fix="Leave it out.")
+
+
+def _conditioned(
+    prompts: Sequence[Preference], config: GenerateConfig, trained: TrainConfig, encoder: Encoder
+) -> Sequence[Preference]:
+    """Prompts as the run's policies know them, with the values that the command was given.
+
+    Raises:
+        InputError: a value has no place in these prompts, or one that they need is not given.
+    """
+    conditioner = Conditioner.of(trained.conditioning, encoder.tokenizer)
+    if not conditioner.active:
+        return prompts
+    for row in prompts:
+        if not conditioner.covers(row):
+            kinds = ("text", "messages") if isinstance(row.prompt, str) else ("messages", "text")
+            found = "the prompt is {}, and the run conditions prompts of {} only".format(*kinds)
+            fix = "Text is taken as it is with --plain, and as a user's turn without."
+            raise InputError(found, where=str(row.place), fix=fix)
+    given, needed = _given(config), conditioner.needed(prompts)
+    named = ", ".join(f"{{{name}}}" for name in needed) or "nothing of the person"
+    for name in given:
+        if name not in needed:
+            raise InputError(f"what the run puts into such prompts is {named}", where=f"--{name}", fix="Leave it out.")
+    for name in needed:
+        if trained.conditioning.absent is None and not given.get(name, "").strip():
+            lacking, fix = "is not given", f"Give --{name}."
+            if name not in CONDITIONS:
+                lacking, fix = "has no key here", "From Python, pluralign.preferences.conditioning takes any."
+            raise InputError(f"the run puts {named} into such prompts, and {{{name}}} {lacking}", fix=fix)
+    return conditioner.prompts(prompts, given, overflow=overflow_of(encoder))
 
 
 def _as_turn(row: Preference, base: Base, *, plain: bool) -> Preference:

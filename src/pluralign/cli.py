@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 import warnings
@@ -17,6 +18,7 @@ from pluralign.config import (
     DemoConfig,
     EvaluateConfig,
     GenerateConfig,
+    MetaPairsConfig,
     PeopleListConfig,
     PeopleRemoveConfig,
     PeopleShowConfig,
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from pluralign.training import TrainResult
 
 DONE, PARTLY, USAGE, INTERRUPTED = 0, 1, 2, 130
+_KEY = re.compile(r"^--[a-z][\w.-]*(?==|$)")
+"""A key as it may be typed, `--user-info` for `--user_info`; what stands behind `=` is a value."""
 LEGEND = """\
 acc., margin: held-out pairs judged as the person did, and by how much   others: other people's pairs
 kept: of what the base knows, what the adapter still knows (own: asked in the person's own manner)
@@ -65,6 +69,16 @@ def data_check(config: CheckConfig) -> int:
     if config.output:
         write_json(config.output, report.as_dict())
     return PARTLY if report.problems else DONE
+
+
+def data_meta_pairs(config: MetaPairsConfig) -> int:
+    """Make pairs whose label follows the priorities in the prompt, from responses with scores by several criteria."""
+    from pluralign.preferences.meta_pairs import make_meta_pairs
+
+    made = make_meta_pairs(config)
+    _show(made.table())
+    _say(f"pairs: {made.path}")
+    return PARTLY if made.problems else DONE
 
 
 def world_make(config: WorldConfig) -> int:
@@ -187,6 +201,7 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "demo": Command(DemoConfig, demo),
     "data check": Command(CheckConfig, data_check, first="--data"),
+    "data meta-pairs": Command(MetaPairsConfig, data_meta_pairs, first="--data"),
     "world make": Command(WorldConfig, world_make),
     "anchor": Command(AnchorTableConfig, anchor),
     "train": Command(TrainConfig, train),
@@ -247,7 +262,8 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def named_arguments(name: str, arguments: list[str]) -> list[str]:
-    """A command's arguments, the first one named where the command lets it stand without a name."""
+    """A command's arguments: keys with underscores, and the first one named where it may stand without a name."""
+    arguments = [_KEY.sub(lambda key: key[0][:2] + key[0][2:].replace("-", "_"), one) for one in arguments]
     first = COMMANDS[name].first
     if first and arguments and not arguments[0].startswith("-"):
         return [first, *arguments]

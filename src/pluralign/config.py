@@ -241,7 +241,7 @@ class DemoConfig:
     users: int = 6
     """People of the world who get an adapter."""
     method: str = "bapo"
-    """A preset (sft, dpo, ipo, slic, dpop, bapo) or a YAML file of yours."""
+    """A preset (see docs/methods) or a YAML file of yours."""
     seed: int = 0
     """Fixes people, splits, initial adapters, order."""
 

@@ -54,7 +54,7 @@ def resolve(cls: type[C], given: C | dict[str, Any] | str | Path) -> C:
         given, where = read_yaml(given), str(given)
     if not isinstance(given, dict):
         raise InputError(f"a configuration is a dictionary or the path of a YAML file, not {type(given).__name__}")
-    values = _expand_shorthands(given)
+    values = _expand_shorthands(cls, given)
     parser = _parser(cls, prog=f"pluralign ({cls.__name__})", method=values.get("method"))
     return _guarded(cls, parser, lambda: parser.parse_object(values), where=where)
 
@@ -69,7 +69,7 @@ def parse(cls: type[C], arguments: Sequence[str], *, prog: str) -> C:
     # Taken out here: jsonargparse has an option of this name, whose YAML would not be the one of `config.yaml`.
     print_config = PRINT_CONFIG in arguments
     arguments, files = _rewrite(cls, [argument for argument in arguments if argument != PRINT_CONFIG])
-    given = {file: _expand_shorthands(read_yaml(file)) for file in files}
+    given = {file: _expand_shorthands(cls, read_yaml(file)) for file in files}
     methods = [values["method"] for values in given.values() if "method" in values]
     parser = _parser(cls, prog=prog, method=_peek(arguments, "method") or (methods[-1] if methods else None))
     for file, values in given.items():
@@ -189,12 +189,17 @@ def _guarded(cls: type[C], parser: Any, run: Callable[[], Any], *, where: str = 
         raise InputError(message.removesuffix("."), where=where, fix=_near_unknown(cls, message)) from None
 
 
-def _expand_shorthands(given: dict[str, Any]) -> dict[str, Any]:
+def _expand_shorthands(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
     """`data: file.jsonl` is short for `data: {path: file.jsonl}`."""
     values = {key: _plain(value) for key, value in given.items() if key != MADE_WITH}
-    if isinstance(path := values.get("data"), str | list):
+    if not _data_is_files(cls) and isinstance(path := values.get("data"), str | list):
         values["data"] = {"path": [str(item) for item in path] if isinstance(path, list) else path}
     return values
+
+
+def _data_is_files(cls: type[Any]) -> bool:
+    """Whether a command's `data` is files and nothing more; elsewhere it is a group with a path."""
+    return isinstance(_leaves(cls).get("data"), str | list)
 
 
 def _plain(value: Any) -> Any:
@@ -218,7 +223,7 @@ def _rewrite(cls: type[Any], arguments: list[str]) -> tuple[list[str], list[str]
         if name == "--config":
             files.append(value if equals else following)
             position += not equals
-        elif name == "--data":
+        elif name == "--data" and not _data_is_files(cls):
             rewritten.append(f"--data.path{equals}{value}")
         elif argument in switches and following not in ("true", "false"):
             rewritten.append(f"{argument}=true")

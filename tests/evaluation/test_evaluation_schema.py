@@ -49,6 +49,25 @@ def test_every_key_is_documented(population: Any, make_rows: Callable[..., list[
         assert part.keys() == summary.keys()
 
 
+def test_identities_are_there_where_they_are_asked_for_and_documented(
+    population: Any, make_rows: Callable[..., list[Preference]], tmp_path: Path
+) -> None:
+    rows = population.anchored(make_rows(["ann", "ben"], pairs=2))
+    adapters = {user: population.adapter(user, 0.2) for user in ("ann", "ben")}
+    found = population.evaluate(adapters, rows, other_identities={"random": rows, "missing": rows})
+    content = json.loads(found.write(tmp_path / "evaluation.json").read_text())["identities"]
+    section = DOCUMENT.read_text(encoding="utf-8").partition("### `identities`")[2].partition("\n### ")[0]
+    words = {part for quoted in re.findall(r"`([^`\n]+)`", section) for part in re.split(r"[.\s]", quoted)}
+    assert set(keys(content)) - words == set()
+    assert content["groups"].keys() == {"group-0", "group-1"}
+    # One way of measuring, whatever there was to measure.
+    nothing = population.evaluate(adapters, [], other_identities={}).as_dict()["identities"]
+    assert set(keys(nothing["all"])) == content["all"].keys()
+    for identity in ("right", "random", "missing"):
+        low, high = content["all"][identity]["accuracy_interval"]
+        assert 0 <= low <= content["all"][identity]["accuracy"] <= high <= 1
+
+
 def test_every_part_has_the_same_keys_whatever_there_is(
     population: Any, make_rows: Callable[..., list[Preference]], tmp_path: Path
 ) -> None:

@@ -106,3 +106,18 @@ def trained(trained_once: Trained, tmp_path: Path) -> Trained:
 @pytest.fixture
 def make_rows() -> Callable[[str], list[dict[str, Any]]]:
     return rows
+
+
+@pytest.fixture
+def population(tmp_path: Path) -> Callable[..., Trained]:
+    """A function of groups of the configuration that trains everybody with them."""
+
+    def make(**changes: Any) -> Trained:
+        population = Trained(tmp_path / "population")
+        population.root.mkdir()
+        population.write_table(USERS)
+        with pytest.warns(UserWarning, match="rows left out"):
+            pluralign.train({**population.config(), **changes})
+        return population
+
+    return make

@@ -232,3 +232,38 @@ def test_one_policy_for_all_lets_nobody_go(trained: Any, tmp_path: Path) -> None
     pluralign.train({**trained.config(), "output_dir": str(run), "parameters": {"per": "none"}})
     with pytest.raises(InputError, match="one policy for everybody"):
         remove_people(PeopleRemoveConfig(str(run), "alice"))
+
+
+SEATS: dict[str, dict[str, Any]] = {
+    "conditioned": {"conditioning": {"template": "Of {group}.\n{prompt}"}},
+    "beside responses to other prompts": {"method": "kto"},
+    "both": {"method": "kto", "conditioning": {"template": "Of {group}.\n{prompt}"}},
+    "other models asked": {"method": "dpo", "reference": {"models": ["OTHER", "base"]}},
+}
+
+
+@pytest.mark.parametrize("seats", SEATS)
+def test_what_other_seats_have_cached_goes_too(seats: str, population: Any, tmp_path: Path, make_base: Any) -> None:
+    """Once everybody has gone, in two calls, the cache is empty."""
+    values = SEATS[seats]
+    if "reference" in values:
+        other = make_base()
+        other.model.save_pretrained(tmp_path / "other")
+        other.tokenizer.save_pretrained(tmp_path / "other")
+        values = {**values, "reference": {"models": [str(tmp_path / "other"), "base"]}}
+    run = population(**values)
+    assert run.lines("reference_logps")
+    assert remove(run, "alice,42").proven
+    run.write_table(["alice-marie", "émile 🙂"])
+    assert remove(run, ["alice-marie", "émile 🙂", "ed"]).proven
+    assert not run.lines("base_responses")
+    assert not run.lines("reference_logps")
+
+
+def test_other_identities_are_not_proven(population: Any) -> None:
+    evaluation = {"generate": False, "identities": True}
+    run = population(**SEATS["conditioned"], method="dpo", evaluation=evaluation)
+    assert run.read("evaluation.json")["identities"]["all"]["n"] > 0
+    removal = remove(run, "alice")
+    assert any("under an identity of theirs" in reason for reason in removal.unproven)
+    assert not removal.traces

@@ -12,6 +12,7 @@ from pluralign.config import EvaluationConfig, GenerationConfig
 from pluralign.errors import InputError
 from pluralign.evaluation.behaviour import behaviour
 from pluralign.evaluation.drift import BaseLogits, drift
+from pluralign.evaluation.identities import Listening
 from pluralign.evaluation.pairs import cross_plan, cross_results, drift_results, pair_results, scored_pairs
 from pluralign.evaluation.people import Person, gather
 from pluralign.evaluation.policies import Policies, of_one_shape, opened_policies
@@ -48,6 +49,7 @@ def evaluate_people(
     skipped: Mapping[str, str] | None = None,
     world: World | None = None,
     only: Collection[str] | None = None,
+    other_identities: Mapping[str, Sequence[Anchored]] | None = None,
     done: Callable[[str], None] = lambda part: None,
 ) -> Evaluation:
     """Measure every person's policy against the base.
@@ -71,6 +73,8 @@ def evaluate_people(
         skipped: people without an adapter, with the reason; they are reported.
         world: judges answers to its prompts; by default the one that `settings.probes` names, if any.
         only: whose policies are measured, on others' pairs too; by default everybody's.
+        other_identities: where prompts are conditioned, `held_out` as the model would meet them under somebody else's
+            identity (`random`) and under none (`missing`), each in the order of `held_out`; see `Listening`.
         done: told the name of every part when it is done: `base`, then, some people at a time, `adapters`, `scores`,
             `drift` and `answers`.
 
@@ -84,6 +88,8 @@ def evaluate_people(
     check_questions(sets, encoder)
     rows = _referenced(base, held_out, cache, layout)
     people, missing = gather(adapters, rows, per=per, max_prompts=settings.max_prompts, seed=seed)
+    others = {name: _referenced(base, some, cache, layout) for name, some in (other_identities or {}).items()}
+    listening = Listening.of(others, adapters, per=per) if other_identities is not None else None
     asked = set(people if only is None else only)
     pairs = {name: one.pairs for name, one in people.items()}
     run = _Run(
@@ -99,6 +105,7 @@ def evaluate_people(
         people=people,
         measured={name: one for name, one in people.items() if name in asked},
         cross=cross_plan(pairs, limit=settings.cross_table, seed=seed, only=asked),
+        listening=listening,
         done=done,
     )
     results, failed = run.measure()
@@ -113,6 +120,7 @@ def evaluate_people(
         groups=by_group(results),
         summary=summarize(results, reasons),
         skipped=reasons,
+        identities=listening.results(seed=seed) if listening else None,
     )
 
 
@@ -124,6 +132,7 @@ class _Run:
         people: everybody, also those whose pairs only others are tried on.
         measured: those whose policies are measured.
         cross: person -> whose pairs their policy is tried on.
+        listening: pairs under other identities; None where they are not asked for.
         answers: prompt -> the base's answer.
         own_words: person -> prompts with what the base says to them.
         base_scores: log-prob of every probe's options under the base.
@@ -142,6 +151,7 @@ class _Run:
     people: dict[str, Person]
     measured: dict[str, Person]
     cross: dict[str, list[str]]
+    listening: Listening | None
     done: Callable[[str], None]
     answers: dict[Ids, Generated] = field(init=False)
     own_words: dict[str, list[Request]] = field(init=False)
@@ -239,6 +249,8 @@ class _Run:
         self.done("drift")
         answers = self._answers(policies, served)
         self.done("answers")
+        if self.listening:
+            self.listening.hear(served, scores)
         return {
             person.id: {
                 "adapter": person.folder.name,
@@ -261,6 +273,8 @@ class _Run:
                 requests.update(
                     dict.fromkeys(request for pair in self.people[other].pairs for request in pair.requests)
                 )
+            if self.listening:
+                requests.update(dict.fromkeys(self.listening.requests(person.id)))
             for questions in self._questions(person.id).values():
                 requests.update(dict.fromkeys(request for question in questions for request in question.requests))
         return requests

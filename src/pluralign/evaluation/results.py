@@ -14,7 +14,7 @@ from pluralign.evaluation.statistics import finite, mean
 from pluralign.storage import read_json, write_json
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
 SCHEMA_VERSION = 1
 
@@ -56,6 +56,7 @@ class Evaluation:
         groups: group -> summary of its people.
         summary: flat keys over all people, such as `retention.kept.mean`.
         skipped: id -> why there is no result.
+        identities: pairs under other identities in the prompt, where they were asked for.
         path: the file it was written to or read from.
     """
 
@@ -64,6 +65,7 @@ class Evaluation:
     groups: dict[str, dict[str, Any]]
     summary: dict[str, Any]
     skipped: dict[str, str] = field(default_factory=dict)
+    identities: dict[str, Any] | None = None
     path: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,6 +78,8 @@ class Evaluation:
             "summary": self.summary,
             "skipped": self.skipped,
         }
+        if self.identities is not None:
+            content["identities"] = self.identities
         return {key: _json_value(value) for key, value in content.items()}
 
     def is_like(self, fingerprint: str, settings: EvaluationConfig, generation: GenerationConfig, seed: int) -> bool:
@@ -89,11 +93,14 @@ class Evaluation:
         write_json(self.path, self.as_dict())
         return self.path
 
-    def table(self) -> Table:
-        """A table for a terminal of 100 columns: the worst people first, at most twenty."""
-        from pluralign.evaluation.table import evaluation_table
+    def table(self) -> RenderableType:
+        """A table for a terminal of 100 columns: the worst people first, at most twenty; below it `identities`."""
+        from rich.console import Group
 
-        return evaluation_table(self)
+        from pluralign.evaluation.table import evaluation_table, identities_table
+
+        table = evaluation_table(self)
+        return table if self.identities is None else Group(table, identities_table(self.identities))
 
 
 def read_evaluation(path: Path | str) -> Evaluation:
@@ -113,11 +120,14 @@ def read_evaluation(path: Path | str) -> Evaluation:
             raise InputError(
                 f"{name!r} is missing or no object", where=str(path), fix="Run `pluralign evaluate` again."
             )
-    return Evaluation(**parts, path=Path(path))  # type: ignore[arg-type]
+    identities = content.get("identities")
+    return Evaluation(**parts, identities=identities if isinstance(identities, dict) else None, path=Path(path))  # type: ignore[arg-type]
 
 
 def merged(before: Evaluation, new: Evaluation, *, order: Iterable[str]) -> Evaluation:
     """An evaluation with the results of some people added or replaced, groups and summary made anew from everybody.
+
+    `identities`, which pools everybody's pairs, is left out.
 
     Args:
         before: of the others, measured in the same way; their entries stay as they are.
@@ -130,7 +140,10 @@ def merged(before: Evaluation, new: Evaluation, *, order: Iterable[str]) -> Eval
 
 
 def without(evaluation: Evaluation, removed: Collection[str]) -> Evaluation:
-    """An evaluation as if some people had never been in it: neither they nor a column of others' cross tables."""
+    """An evaluation as if some people had never been in it: neither they nor a column of others' cross tables.
+
+    `identities`, which pools everybody's pairs, is left out.
+    """
     people = {
         person: {**results, "cross": _cross_without(person, results.get("cross"), removed)}
         for person, results in evaluation.people.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pluralign.resolve import MADE_WITH, resolve
 from pluralign.storage import check_place
 from pluralign.training.growth import warn_of_learned_rows
 from pluralign.training.index import read_index
+from pluralign.training.listeners import Listeners, check_identities
 
 DATA_HASH = "data_hash"
 
@@ -48,15 +50,19 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     check_place(output)
     adapters, skipped = adapters_of(run, trained)
     data = config.data or trained.data
-    rows = _held_out(run, trained, config.data, adapters)
+    settings = _settings(config.evaluation, trained.evaluation)
+    check_identities(trained.conditioning, settings)
+    table, rows = _held_out(run, trained, config.data, adapters)
     base = load_base(replace(_model(trained), device=config.device))
     layout = choose_layout(base.model, base.tokenizer)
     encoder = encoder_of(base, data)
     cache = Cache(trained.cache_dir)
     adopt_anchored(rows, base=base, encoder=encoder, cache=cache, layout=layout)
-    anchored = anchor_preferences(
+    listeners = Listeners.of(trained.conditioning, encoder, table)
+    rows = listeners.condition(rows)
+    anchor = partial(
+        anchor_preferences,
         base,
-        rows,
         encoder=encoder,
         settings=trained.base_responses,
         cache=cache,
@@ -64,13 +70,16 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         branches=("chosen", "rejected"),
         seed=trained.seed,
     )
+    anchored, others = anchor(rows), None
+    if settings.identities:
+        others = {name: anchor(some) for name, some in listeners.others(rows, trained.seed).items()}
     warn_of_losses([str(problem) for problem in rows.problems], [row.encoded.cut for row in anchored])
     evaluation = evaluate_people(
         base,
         adapters,
         anchored,
         per=trained.parameters.per,
-        settings=_settings(config.evaluation, trained.evaluation),
+        settings=settings,
         generation=trained.base_responses,
         encoder=encoder,
         cache=cache,
@@ -78,6 +87,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         seed=trained.seed,
         skipped=skipped,
         world=world_of("world") if data.path == "world" else None,
+        other_identities=others,
     )
     evaluation.write(output)
     return evaluation
@@ -102,8 +112,10 @@ def _trained(run: Path) -> TrainConfig:
     return resolve(TrainConfig, path)
 
 
-def _held_out(run: Path, trained: TrainConfig, given: DataConfig | None, adapters: Mapping[str, Path]) -> Preferences:
-    """The rows the run held out, found by the same split of the same data; of other data all rows.
+def _held_out(
+    run: Path, trained: TrainConfig, given: DataConfig | None, adapters: Mapping[str, Path]
+) -> tuple[Preferences, Preferences]:
+    """The table, and the rows of it that the run held out, found by the same split; of other data all rows.
 
     The run's own data is known by its content: moved and given by its new name, its training rows are not held out.
     """
@@ -111,7 +123,7 @@ def _held_out(run: Path, trained: TrainConfig, given: DataConfig | None, adapter
     recorded = _made_with(run / "config.yaml").get(DATA_HASH)
     same = recorded == data_hash(preferences)
     if given and not same:
-        return preferences
+        return preferences, preferences
     if not same and recorded is not None:
         raise InputError(
             "the data hash is not that of the run: rows it was trained on may be held out now",
@@ -127,7 +139,7 @@ def _held_out(run: Path, trained: TrainConfig, given: DataConfig | None, adapter
         data=trained.data,
     )
     warn_of_learned_rows(adapters, people_hashes(training, trained.parameters.per))
-    return held_out
+    return preferences, held_out
 
 
 def _made_with(path: Path) -> dict[str, Any]:

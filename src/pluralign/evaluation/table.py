@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 ROWS = 20
 NAME_WIDTH = 22
 CELL_WIDTH = 5
+IDENTITIES = {"right": "right", "random": "other", "missing": "none"}
+"""Keys of an identity and what the table calls them."""
 
 
 class Column(NamedTuple):
@@ -78,6 +80,54 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     if any(base):
         table.add_row(Text("base", style="dim"), *base, style="dim")
     return table
+
+
+def identities_table(identities: Mapping[str, Any]) -> Table:
+    """Whether the model listens: pairs under the right identity, another one and none; the least attentive group first.
+
+    Args:
+        identities: of `evaluation.json`.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    groups = identities["groups"]
+    more = len(groups) - ROWS
+    notes = [identities["reason"]] if identities["reason"] else []
+    notes += [f"{more} more groups are in evaluation.json"] if more > 0 else []
+    table = Table(
+        title="does the model listen?",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        caption=Text("\n".join(notes)) if notes else None,
+        caption_justify="left",
+    )
+    table.add_column("group", vertical="bottom")
+    accuracies, margins = ([f"{part}\n{title}" for title in IDENTITIES.values()] for part in ("acc.", "margin"))
+    for title in ("pairs", *accuracies, "acc.\nright - other", *margins):
+        width = max(map(len, title.split("\n")))
+        table.add_column(title, justify="right", vertical="bottom", no_wrap=True, min_width=width)
+    ranked = sorted(groups, key=lambda group: _least_first(groups[group]))
+    for name, found in [("all", identities["all"]), *((group, groups[group]) for group in ranked[:ROWS])]:
+        accuracies = [_number(measure_of(found, f"{one}.accuracy"), 2) for one in IDENTITIES]
+        margins = [_number(measure_of(found, f"{one}.margin"), 1) for one in IDENTITIES]
+        cells = [str(found["n"]), *accuracies, _difference(found), *margins]
+        label = Text(name if found is identities["all"] else shown(name, NAME_WIDTH), no_wrap=True, overflow="ellipsis")
+        table.add_row(label, *cells, end_section=found is identities["all"])
+    return table
+
+
+def _least_first(found: Mapping[str, Any]) -> float:
+    value = measure_of(found, "accuracy_difference")
+    return float("-inf") if value is None else value
+
+
+def _difference(found: Mapping[str, Any]) -> str:
+    interval = found["accuracy_difference_interval"]
+    bounds = f" [{', '.join(_number(bound, 2) for bound in interval)}]" if interval else ""
+    return f"{_number(measure_of(found, 'accuracy_difference'), 2)}{bounds}"
 
 
 def _goodness(results: Mapping[str, Any]) -> tuple[float, ...]:

@@ -5,44 +5,71 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
-from types import SimpleNamespace
-
-from transformers import AutoConfig
 
 from pluralign.config import TrainConfig
 from pluralign.errors import InputError
-from pluralign.models import Encoder, context_length, load_tokenizer
-from pluralign.models.base import find_model
+from pluralign.models import Encoder
 from pluralign.models.cache import Cache
-from pluralign.models.encoding import BRANCHES
+from pluralign.models.given_models import model_encoder
+from pluralign.models.given_references import find_references
 from pluralign.models.references import content_key
-from pluralign.preferences import Preference, text_key
+from pluralign.objectives import Objective
+from pluralign.objectives.losses import MISMATCHED
+from pluralign.preferences import Preference, Preferences, split_preferences, text_key
+from pluralign.training.listeners import Listeners
+from pluralign.training.mismatched import mismatched
 
-_SUBSETS = [names for size in range(len(BRANCHES) + 1) for names in combinations(BRANCHES, size)]
-"""Branches that a stage may ask for: where a row fills the model's context, they decide what is cut."""
 
-
-def encoder_for(config: TrainConfig) -> Encoder:
-    """The encoder of a run, without its base's weights.
+def encoders_for(config: TrainConfig) -> list[Encoder]:
+    """The encoders of a run, without any weights: the base's first, then those of references that are models.
 
     Raises:
-        InputError: the model or its tokenizer cannot be read.
+        InputError: a model or its tokenizer cannot be read.
     """
-    tokenizer = load_tokenizer(config.model, config.model_revision)
-    try:
-        model = AutoConfig.from_pretrained(
-            find_model(config.model, config.model_revision), local_files_only=True, trust_remote_code=False
+    models = [one for one in find_references(config.reference, config) if one.kind == "model"]
+    own = [replace(config, model=str(one.place), model_revision=None) for one in models]
+    return [model_encoder(one, config.data) for one in (config, *own)]
+
+
+def as_met(
+    rows: Sequence[Preference], table: Sequence[Preference], config: TrainConfig, encoder: Encoder
+) -> list[Preference]:
+    """The rows as the stages of a run have met them: under the prompts that it conditions, beside other responses.
+
+    Args:
+        rows: some of the table.
+        table: everybody's.
+        config: of the run.
+        encoder: of its base.
+
+    Raises:
+        InputError: the templates do not fit the table.
+    """
+    listeners = Listeners.of(config.conditioning, encoder, Preferences([*table]))
+    shown = list(listeners.condition(Preferences([*rows])).rows)
+    others = listeners.others(shown, config.seed) if config.evaluation.identities else {}
+    found = [*shown, *(row for some in others.values() for row in some)]
+    if listeners.conditioner.active:
+        # Before a run conditions its prompts they may have been anchored as they are.
+        found += rows
+    if MISMATCHED in Objective(config.loss, config.anchor).branches:
+        sides = (listeners.condition(Preferences(side)).rows for side in _sides(rows, config))
+        found += [row for side in sides for row in mismatched(side)]
+    return found
+
+
+def _sides(rows: Sequence[Preference], config: TrainConfig) -> list[list[Preference]]:
+    """Each owner's rows to learn from and held out, apart."""
+    data, per = config.data, config.parameters.per
+    if isinstance(data.validation, str):
+        files = dict.fromkeys(row.place.file for row in rows)
+        sides = [Preferences([row for row in rows if row.place.file == file]) for file in files]
+    else:
+        table = Preferences([*rows])
+        sides = list(
+            split_preferences(table, validation=data.validation, by=data.split_by, per=per, seed=config.seed, data=data)
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"the model's configuration cannot be read ({error})", where=config.model) from None
-    data = config.data
-    return Encoder(
-        tokenizer,
-        max_prompt_length=data.max_prompt_length,
-        max_response_length=data.max_response_length,
-        context_length=context_length(SimpleNamespace(config=model)),
-        chat_template=data.chat_template,
-    )
+    return [own for side in sides for own in side.by(per).values()]
 
 
 def own_keys(
@@ -100,7 +127,9 @@ def _response_keys(row: Preference, names: set[str], encoder: Encoder) -> set[st
 
 def _encodings(row: Preference, encoder: Encoder) -> Iterator[tuple[list[int], dict[str, list[int]]]]:
     """The row as every stage may have encoded it; one that cannot be encoded was never cached."""
-    for branches in _SUBSETS:
+    # Branches that a stage may have asked for: where a row fills the model's context, they decide what is cut.
+    there = list(row.responses)
+    for branches in (names for size in range(len(there) + 1) for names in combinations(there, size)):
         try:
             encoded = encoder.encode(row, branches)
         except InputError:

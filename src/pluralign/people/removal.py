@@ -134,18 +134,25 @@ class _Removing:
             reason = f"the table has no row of {names}, so that nothing says which texts were theirs"
         if not reason:
             from pluralign.models.cache import Cache
-            from pluralign.people.cached import encoder_for, own_keys
+            from pluralign.people.cached import as_met, encoders_for, own_keys
 
+            config = self.register.config
             try:
-                encoder = encoder_for(self.register.config)
+                encoders = encoders_for(config)
+                theirs, rest = (as_met(some, self.table, config, encoders[0]) for some in (rows, others))
             except InputError as error:
                 reason = str(error)
             else:
-                cache = Cache(self.register.config.cache_dir)
-                keys, shared = own_keys(rows, others, encoder=encoder, cache=cache)
-                if shared:
+                cache = Cache(config.cache_dir)
+                found = [own_keys(theirs, rest, encoder=encoder, cache=cache) for encoder in encoders]
+                if shared := found[0][1]:
                     self.result.remarks.append(f"{shared} texts of theirs stay in the cache: others have them too")
-                return keys
+                if config.evaluation.identities:
+                    self.result.unproven.append(
+                        "that the cache has no log-prob of others' pairs under an identity of theirs (numbers under a "
+                        "hash, from evaluation.identities; delete the cache to be sure)"
+                    )
+                return {key for keys, _ in found for key in keys}
         fix = "give the table that they were trained on with --data"
         self.result.unproven.append(f"that the cache has nothing of theirs ({reason}; {fix})")
         return set()

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from pluralign.training.checkpoints import full_disk_explained
 from pluralign.training.cluster import check_cluster, connected, train_on_cluster
 from pluralign.training.given import read_given
 from pluralign.training.growth import Growth, hashes_of, plan_growth, warn_of_learned_rows
+from pluralign.training.listeners import Listeners, check_identities
 from pluralign.training.mismatched import give_mismatched
 from pluralign.training.people import Census, Person, take_census
 from pluralign.training.record import Record
@@ -172,9 +174,12 @@ class Run:
             seed=config.seed,
             data=config.data,
         )
+        hashes = hashes_of(config, preferences, training, held_out)
         # Before the base takes its room: references may be models of their own.
         encoder = model_encoder(config, config.data)
         _check_probes(self.probes, encoder)
+        self.listeners = Listeners.of(config.conditioning, encoder, preferences)
+        training, held_out = self.listeners.condition(training), self.listeners.condition(held_out)
         census = take_census(config, self.objective, encoder, training, held_out)
         if MISMATCHED in self.objective.branches:
             give_mismatched(census)
@@ -185,7 +190,6 @@ class Run:
             standing = Standing.NEW
         if standing is not Standing.NEW and not self.folder.check_contents(config, self._contents()):
             standing = Standing.NEW
-        hashes = hashes_of(config, preferences, training, held_out)
         record = Record(self.folder, config.parameters.kind, hashes=hashes, writes=self.arguments.should_save)
         growth = plan_growth(config, self.folder, record, census, data_hash=digest, standing=standing)
         works = bool(growth.people) or standing is not Standing.SAME or self.folder.unfinished() is not None
@@ -275,9 +279,9 @@ class Run:
         # Full fine-tuning has changed the base in memory, and sharding has taken it apart.
         used_up = config.parameters.kind == "full" or self.arguments.fsdp or self.arguments.deepspeed
         base = load_base(worker.model_config) if used_up else worker.base
-        rows = anchor_preferences(
+        anchored = partial(
+            anchor_preferences,
             base,
-            held_out,
             encoder=worker.encoder,
             settings=config.base_responses,
             cache=worker.cache,
@@ -285,6 +289,9 @@ class Run:
             branches=("chosen", "rejected"),
             seed=config.seed,
         )
+        rows, others = anchored(held_out), None
+        if config.evaluation.identities:
+            others = {name: anchored(some) for name, some in self.listeners.others(held_out, config.seed).items()}
         done("held-out rows")
         return evaluate_people(
             base,
@@ -300,6 +307,7 @@ class Run:
             skipped=skipped,
             world=world_of("world") if config.data.path == "world" else None,
             only=only,
+            other_identities=others,
             done=done,
         )
 
@@ -323,6 +331,7 @@ def _check(config: TrainConfig) -> None:
     parameters = config.parameters
     check_bank(config)
     check_reference(config.reference)
+    check_identities(config.conditioning, config.evaluation)
     if config.reference.ema is not None and config.reference.compute == "forward":
         raise InputError(
             f"reference.ema is {config.reference.ema} and reference.compute is forward",
