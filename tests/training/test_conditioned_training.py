@@ -8,7 +8,7 @@ import pytest
 
 from pluralign.config import EvaluateConfig, EvaluationConfig
 from pluralign.errors import InputError
-from pluralign.evaluation import evaluate
+from pluralign.evaluation import evaluate, read_evaluation
 from pluralign.training import train
 
 TEMPLATE = "Style : {group}\n{prompt}"
@@ -58,11 +58,9 @@ def test_whether_the_model_listens(make_config: Any, opposed: Any, tmp_path: Any
     assert everybody["right"]["accuracy"] > 0.9
     assert everybody["random"]["accuracy"] < 0.1
     assert everybody["missing"]["accuracy"] == pytest.approx(0.5)
-    from pluralign.evaluation import read_evaluation
-
-    first = read_evaluation(result.output_dir / "evaluation.json").identities
-    assert first is not None
-    assert first["all"] == everybody
+    files = (result.output_dir / "evaluation.json", tmp_path / "again.json")
+    first, again = (read_evaluation(path).identities for path in files)
+    assert first == again
 
 
 def test_a_row_without_a_value_is_left_out_by_name(make_config: Any, make_rows: Any) -> None:
