@@ -93,6 +93,14 @@ def test_kto_of_good_and_bad_completions():
     assert losses.terms["kl"].nanmean().item() == kl
 
 
+def test_kto_per_token_measures_its_divergence_per_token():
+    """Where a response has moved as far as the others, its loss is a half, whatever is summed."""
+    for length_average in (False, True):
+        objective = Objective(LossConfig(type="kto", beta=0.5, length_average=length_average))
+        policy, reference, lengths = batch(chosen=[(-3.0, -5.0)], rejected=[None], mismatched=[(-8.0, -10.0)])
+        assert objective(policy, reference, lengths).per_example.item() == pytest.approx(0.5)
+
+
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=6))
 def test_the_divergence_is_a_mean_that_is_never_negative(ratios):
     ratio = of(*ratios).requires_grad_()
@@ -214,3 +222,9 @@ def test_a_rejected_completion_is_nothing_to_divide_by():
 def test_settings_out_of_range_are_named(settings, found):
     with pytest.raises(InputError, match=found):
         Objective(LossConfig(**settings))
+
+
+@pytest.mark.parametrize("kind", ["kto", "contrast"])
+def test_nothing_is_inside_a_margin_that_is_not_there(kind):
+    with pytest.raises(InputError, match="takes rows without a margin"):
+        Objective(LossConfig(type=kind), AnchorConfig(base=BaseAnchorConfig(weight=0.1, placement="inside")))

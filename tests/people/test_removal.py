@@ -238,6 +238,7 @@ SEATS: dict[str, dict[str, Any]] = {
     "conditioned": {"conditioning": {"template": "Of {group}.\n{prompt}"}},
     "beside responses to other prompts": {"method": "kto"},
     "both": {"method": "kto", "conditioning": {"template": "Of {group}.\n{prompt}"}},
+    "split by prompts that people share": {"method": "kto", "data": {"validation": 0.34, "split_by": "prompt"}},
     "other models asked": {"method": "dpo", "reference": {"models": ["OTHER", "base"]}},
 }
 
@@ -251,6 +252,8 @@ def test_what_other_seats_have_cached_goes_too(seats: str, population: Any, tmp_
         other.model.save_pretrained(tmp_path / "other")
         other.tokenizer.save_pretrained(tmp_path / "other")
         values = {**values, "reference": {"models": [str(tmp_path / "other"), "base"]}}
+    if "data" in values:
+        values = {**values, "data": {"path": str(tmp_path / "population" / "table.jsonl"), **values["data"]}}
     run = population(**values)
     assert run.lines("reference_logps")
     assert remove(run, "alice,42").proven

@@ -229,9 +229,18 @@ def test_a_verdict_that_is_none(load):
     ]
 
 
+@pytest.mark.parametrize(("good", "bad"), [(1, 0), (1.0, 0.0), ("1", "0"), ("true", "false"), (True, False)])
+def test_every_way_to_write_a_verdict(load, good, bad):
+    rows = [{"prompt": "p", "completion": text, "label": label} for text, label in (("y", good), ("n", bad))]
+    assert [(row.chosen, row.rejected) for row in load(*rows)] == [("y", None), (None, "n")]
+
+
 def test_labels_that_are_no_verdicts_are_carried_through(load):
-    preferences = load({"prompt": "p", "completion": "good", "label": "sports"})
-    assert (preferences[0].chosen, preferences[0].columns) == ("good", {"label": "sports"})
+    for label in ("sports", 2):
+        preferences = load(
+            {"prompt": "p", "completion": "good", "label": label}, {"prompt": "p", "completion": "x", "label": 1}
+        )
+        assert (preferences[0].chosen, preferences[0].columns) == ("good", {"label": label})
 
 
 HOSTILE = ["a/b", "../..", ".", "a.b", "🙂", "x" * 10_000, " ", "_all", "CON", "a\nb", "[red]", "%2e", "nul\0"]

@@ -77,18 +77,22 @@ def configured(tables: dict[bool, Path], tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_preset(method: str, configured: Any, weights: Any, metrics: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(configured(method, "whole"))
+    whole = train(configured(method, "whole", engine="trainer"))
     lines = [line for line in metrics(whole.output_dir) if "loss" in line]
     key = "worst_group/loss" if method.startswith("gr-") else "loss"
     for user in whole.adapters:
         losses = [line[key] for line in lines if line["user"] == user]
         assert len(losses) == STEPS
         assert losses[-1] < losses[0]
-    _interrupt(monkeypatch, after=12 * len(whole.adapters))
+    people = len(whole.adapters)
+    _interrupt(monkeypatch, after=12 * people)
     with pytest.raises(KeyboardInterrupt):
-        train(configured(method, "again"))
+        train(configured(method, "again", engine="trainer"))
     monkeypatch.undo()
-    again = train(configured(method, "again"))
+    made = _interrupt(monkeypatch, after=2 * STEPS * people)
+    again = train(configured(method, "again", engine="trainer"))
+    # Those who were finished are not touched, and who was at work goes on from a checkpoint.
+    assert len(made) <= STEPS * people - 10
     for user, place in whole.adapters.items():
         torch.testing.assert_close(weights(again.adapters[user]), weights(place), rtol=0, atol=0)
 
@@ -109,19 +113,19 @@ def test_every_preset_has_a_row_in_the_table_of_methods(method: str) -> None:
     assert f"`{method}`" in page.read_text(encoding="utf-8")
 
 
-def _interrupt(monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
-    """Let a run die at the line of metrics of that number."""
+def _interrupt(monkeypatch: pytest.MonkeyPatch, *, after: int) -> list[Any]:
+    """Let a run die at the line of metrics of that number; the lines that it has written."""
     from pluralign.training import callbacks
 
-    written = 0
+    written: list[Any] = []
     original = callbacks.append_line
 
     def append(path: Path, line: Any) -> None:
-        nonlocal written
-        written += 1
-        if written > after:
+        if len(written) >= after:
             raise KeyboardInterrupt
+        written.append(line)
         original(path, line)
 
     for module in ("population", "bank.loop"):
         monkeypatch.setattr(f"pluralign.training.{module}.append_line", append)
+    return written

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from pluralign.config import BaseAnchorConfig, LossConfig
+from pluralign.config import BaseAnchorConfig, GroupWeightingConfig, LossConfig, TrainConfig
 from pluralign.errors import InputError
+from pluralign.resolve import resolve
 from pluralign.training import train
 
 MODEL = Path(__file__).parents[1] / "golden" / "dpo_trajectory"
@@ -127,6 +128,38 @@ def test_two_stages_as_one_configuration(
     parameters = {"per": "none", "start": sft}
     apart = train(make_config(table, "second", reference={"models": [sft]}, **{**common, "parameters": parameters}))
     torch.testing.assert_close(*(weights(one.adapters["_all"]) for one in (both, apart)), rtol=0, atol=0)
+
+
+def test_a_run_of_two_stages_moves_and_is_given_back(make_rows: Any, make_config: Any, tmp_path: Path) -> None:
+    config = make_config(make_rows(["a"]), parameters={"per": "none"}, sft={"num_train_epochs": 1.0})
+    first = train(config)
+    written = resolve(TrainConfig, first.output_dir / "config.yaml")
+    assert written.parameters.start is None
+    assert train(written).adapters
+    moved = first.output_dir.rename(tmp_path / "moved")
+    again = train(replace(config, output_dir=str(moved)))
+    assert again.adapters == {"_all": moved / "adapters" / "_all"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"loss": {"type": "nonsense"}}, {"weighting": {"groups": GroupWeightingConfig(by="worst", step_size=-1.0)}}],
+)
+def test_the_second_stage_is_checked_before_the_first(changes: Any, make_rows: Any, make_config: Any) -> None:
+    config = make_config(make_rows(["a"]), parameters={"per": "none"}, sft={"num_train_epochs": 1.0}, **changes)
+    with pytest.raises(InputError):
+        train(config)
+    assert not Path(config.output_dir).exists()
+
+
+def test_another_adapter_to_begin_with_is_another_run(make_rows: Any, make_config: Any) -> None:
+    table = make_rows(["a"])
+    start = str(train(make_config(table, "start", parameters={"per": "none"})).adapters["_all"])
+    config = make_config(table, parameters={"start": start})
+    train(config)
+    train(make_config(table, "start", parameters={"per": "none"}, seed=1, overwrite=True))
+    with pytest.raises(InputError, match=r"differs in the content of parameters\.start"):
+        train(config)
 
 
 def test_a_killed_first_stage_goes_on(run: Any, make_rows: Any, make_config: Any, weights: Any) -> None:

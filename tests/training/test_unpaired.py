@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pluralign.config import ContrastConfig
+from pluralign.config import ContrastConfig, GroupWeightingConfig
 from pluralign.errors import InputError
 from pluralign.models.embeddings import BUCKETS, hashed_ngrams
 from pluralign.preferences.schema import Preference
@@ -137,7 +137,7 @@ def test_another_model_may_embed(make_rows: Any, make_config: Any, make_base: An
         ("column:vector", [], "column 'vector': it holds no vector"),
         ("column:vector", [float("nan")], "column 'vector': it holds no vector"),
         ("column:other", [1.0], "column 'other': it holds no vector"),
-        ("nowhere/at-all", [1.0], "'nowhere/at-all', which cannot be loaded"),
+        ("nowhere/at-all", [1.0], "'nowhere/at-all': there is no such folder"),
     ],
 )
 def test_embeddings_that_cannot_be_had(kind: str, cell: Any, found: str, make_rows: Any, make_config: Any) -> None:
@@ -166,3 +166,21 @@ def test_an_anchored_table_of_unpaired_rows_is_read_back(unpaired: Any, make_con
     config.data.path, config.loss.type = str(path), "kto"
     assert list(train(config).adapters) == ["a"]
     assert json.loads((tmp_path / "run" / "adapters" / "index.json").read_text())
+
+
+@pytest.mark.parametrize("by", ["worst", "importance"])
+def test_contrasts_by_group(by: Any, make_rows: Any, make_config: Any, metrics: Any) -> None:
+    """A group's loss is that of its chosen responses, however many rejected ones stand beside them."""
+    rows = make_rows(["a"], 12)
+    table = [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen", "group": f"g{number % 2}"}
+        for number, row in enumerate(rows)
+        for side in (("chosen", "rejected") if number % 2 else ("chosen", "rejected", "rejected"))
+    ]
+    seat = {"groups": GroupWeightingConfig(by=by)}
+    common = {"parameters": {"per": "none"}, "data": {"validation": 0.0}, "loss": {"type": "contrast"}}
+    training = {"per_device_train_batch_size": 64}
+    config = make_config(table, weighting=seat, training=training, **common)
+    first = metrics(train(config).output_dir)[0]
+    assert [first[f"group/g{n}/loss"] for n in (0, 1)] == pytest.approx([0.6931, 0.6931], abs=1e-3)
+    assert first["loss"] == pytest.approx(0.6931, abs=1e-3)

@@ -186,8 +186,10 @@ def test_rows_for_the_anchor_keep_their_share(make_config: Any, table: Any, metr
     general = tmp_path / "general.txt"
     general.write_text("Question : the night ?\nQuestion : the spring ?\n")
     anchor = {"base": BaseAnchorConfig(weight=0.3, prompts=str(general), prompts_per_pair=0.5)}
-    result = train(grouped(make_config, table, anchor=anchor))
-    line = metrics(result.output_dir)[-1]
+    result = train(grouped(make_config, table, anchor=anchor, training={"per_device_train_batch_size": 32}))
+    first, *_, line = metrics(result.output_dir)
+    # At first no anchor pulls, and every group's loss is ln 2: eight of 25 rows have none.
+    assert first["loss"] == pytest.approx(0.693147 * 17 / 25, abs=1e-5)
     assert {name for name in line if name.endswith("/weight")} == {f"group/{name}/weight" for name in "abc"}
 
 
@@ -206,6 +208,17 @@ def test_the_best_checkpoint_is_that_of_the_worst_group(make_config: Any, make_r
     assert len(lines) < 6
     assert worst[-2] == min(worst) < worst[-1]
     assert all(line["eval_worst_group/loss"] == max(line[f"eval_group/{n}/loss"] for n in "ab") for line in lines)
+
+
+def test_groups_drawn_as_often(make_config: Any, table: Any, metrics: Any) -> None:
+    training = {"num_train_epochs": 60, "per_device_train_batch_size": 17, "logging_steps": 1000}
+    even = metrics(train(grouped(make_config, table, "even", by="sampling", training=training)).output_dir)[-1]
+    plain = metrics(
+        train(grouped(make_config, table, "plain", by="worst", step_size=0.0, training=training)).output_dir
+    )[-1]
+    assert even["loss"] < 0.5
+    # The group of one row is seen a third of the time, as with the balanced loss.
+    assert even["group/c/loss"] == pytest.approx(plain["group/c/loss"], abs=0.1)
 
 
 def test_a_group_that_is_only_held_out_has_no_weight(
@@ -237,11 +250,12 @@ def test_people_are_not_trained_together_by_the_worst_group(make_config: Any, ma
         ({"step_factor": 0.0}, r"weighting\.groups\.step_factor is 0\.0"),
         ({"trade_off": 1.5}, r"weighting\.groups\.trade_off is 1\.5"),
         ({"adjustment": -0.1}, r"weighting\.groups\.adjustment is -0\.1"),
+        ({"by": "importance", "step_size": 0.2}, r"step_size is 0\.2, and by is importance"),
         ({"column": "region"}, r"no row has the column 'region'.*weighting\.groups\.column is one of: group"),
     ],
 )
 def test_bad_settings_are_named(settings: Any, found: str, make_config: Any, table: Any) -> None:
-    seat = GroupWeightingConfig(by="worst", **settings)
+    seat = GroupWeightingConfig(**{"by": "worst", **settings})
     with pytest.raises(InputError, match=found):
         train(make_config(table, parameters={"per": "none"}, weighting={"groups": seat}))
 

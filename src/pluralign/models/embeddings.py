@@ -14,8 +14,10 @@ from torch import Tensor
 
 from pluralign.errors import InputError
 from pluralign.models.anchored_table import Anchored
-from pluralign.models.base import Base
+from pluralign.models.base import Base, find_model
+from pluralign.models.cache import Cache
 from pluralign.models.generation import evaluation_mode
+from pluralign.models.given_references import fingerprint_of
 from pluralign.models.masks import causal_lm
 from pluralign.preferences.keys import text_key
 from pluralign.preferences.schema import Text
@@ -23,38 +25,81 @@ from pluralign.progress import progress_bar
 
 KEY = "loss.contrast.embeddings"
 COLUMN = "column:"
+_FIX = "It is ngrams, hidden, column:NAME, or the folder or hub id of a model with weights in safetensors."
 BUCKETS = 512
 """Length of hashed vectors."""
 NGRAMS = (3, 4, 5)
 BATCH = 32
 
 
-def prompt_embeddings(kind: str, rows: Sequence[Anchored], base: Base) -> list[Tensor]:
-    """A vector for each row's prompt.
+class Embeddings:
+    """Vectors of prompts, each made once: rows come some at a time, and prompts come again.
 
     Args:
         kind: as `loss.contrast.embeddings`.
-        rows: with their tokens.
-        base: with no adapter attached; asked for `hidden` only.
+        base: with no adapter attached while it is asked; for `hidden` only.
+    """
 
-    Returns:
-        [D] float32 each, on the CPU, the same D for all.
+    def __init__(self, kind: str, base: Base) -> None:
+        self.kind, self.base = kind, base
+        self._known: dict[str, Tensor] = {}
+        self._size: int | None = None
+
+    def of(self, rows: Sequence[Anchored]) -> list[Tensor]:
+        """A vector for each row's prompt: [D] float32 on the CPU, the same D for all.
+
+        Raises:
+            InputError: a column that is not there or holds no vectors of one length, or a model that cannot be used.
+        """
+        if self.kind.startswith(COLUMN):
+            return self._of_column(self.kind.removeprefix(COLUMN), rows)
+        keys = [text_key(row.preference.prompt) for row in rows]
+        new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._known}
+        if new:
+            self._known.update(zip(new, self._made(list(new.values())), strict=True))
+        return [self._known[key] for key in keys]
+
+    def _made(self, rows: Sequence[Anchored]) -> list[Tensor]:
+        if self.kind == "ngrams":
+            return [hashed_ngrams(_words(row.preference.prompt)) for row in rows]
+        if self.kind == "hidden":
+            return _hidden(self.base, [row.encoded.prompt_ids for row in rows])
+        return _encoded(self.kind, [_words(row.preference.prompt) for row in rows], self.base)
+
+    def _of_column(self, name: str, rows: Sequence[Anchored]) -> list[Tensor]:
+        """Vectors that the table brings; zeros for a row without a side, which is in no contrast."""
+        found: list[Tensor | None] = []
+        for row in rows:
+            preference = row.preference
+            cell, where = preference.columns.get(name), f"{preference.place}, column {name!r}"
+            if cell is None and preference.chosen is None and preference.rejected is None:
+                found.append(None)
+                continue
+            if not isinstance(cell, list) or not _is_vector(cell):
+                raise InputError("it holds no vector", where=where, fix=f"{KEY} names a column of lists of numbers.")
+            self._size = self._size or len(cell)
+            if len(cell) != self._size:
+                raise InputError(f"it holds {len(cell)} numbers, and others {self._size}", where=where)
+            found.append(torch.tensor(cell, dtype=torch.float32))
+        return [torch.zeros(self._size or 1) if one is None else one for one in found]
+
+
+def embedder_digest(kind: str, cache: Cache) -> str | None:
+    """Hex digest of the model that embeds; None where it is not a model of its own.
 
     Raises:
-        InputError: a column that is not there or holds no vectors of one length, or a model that cannot be used.
+        InputError: there is no such model.
     """
-    if kind.startswith(COLUMN):
-        return _of_column(kind.removeprefix(COLUMN), rows)
-    keys = [text_key(row.preference.prompt) for row in rows]
-    distinct = dict(zip(keys, rows, strict=True))
-    if kind == "ngrams":
-        found = [hashed_ngrams(_words(row.preference.prompt)) for row in distinct.values()]
-    elif kind == "hidden":
-        found = _hidden(base, [row.encoded.prompt_ids for row in distinct.values()])
-    else:
-        found = _encoded(kind, [_words(row.preference.prompt) for row in distinct.values()], base)
-    known = dict(zip(distinct, found, strict=True))
-    return [known[key] for key in keys]
+    if kind in ("ngrams", "hidden") or kind.startswith(COLUMN):
+        return None
+    return fingerprint_of(_found(kind), cache)
+
+
+def _found(name: str) -> Path:
+    try:
+        return find_model(name)
+    except InputError as error:
+        raise InputError(f"{KEY} is {name!r}: {error.found}", where=error.where, fix=_FIX) from error
 
 
 def hashed_ngrams(text: str) -> Tensor:
@@ -72,19 +117,6 @@ def hashed_ngrams(text: str) -> Tensor:
             number = int.from_bytes(hashlib.blake2b(plain[start : start + length].encode(), digest_size=8).digest())
             vector[number % BUCKETS] += 1.0 if number >> 63 else -1.0
     return vector / vector.norm().clamp(min=torch.finfo(vector.dtype).tiny)
-
-
-def _of_column(name: str, rows: Sequence[Anchored]) -> list[Tensor]:
-    """Vectors that the table brings."""
-    found: list[Tensor] = []
-    for row in rows:
-        cell, where = row.preference.columns.get(name), f"{row.preference.place}, column {name!r}"
-        if not isinstance(cell, list) or not _is_vector(cell):
-            raise InputError("it holds no vector", where=where, fix=f"{KEY} names a column of lists of numbers.")
-        if found and len(cell) != len(found[0]):
-            raise InputError(f"it holds {len(cell)} numbers, and others {len(found[0])}", where=where)
-        found.append(torch.tensor(cell, dtype=torch.float32))
-    return found
 
 
 def _is_vector(cell: list[Any]) -> bool:
@@ -115,24 +147,24 @@ def _encoded(name: str, texts: Sequence[str], base: Base) -> list[Tensor]:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModel.from_pretrained(name).to(base.device).eval()
+        folder = _found(name)
+        _check_pooling(folder)
+        options = {"local_files_only": True, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        # Weights in a pickle are refused, as they are for the base.
+        model = AutoModel.from_pretrained(folder, use_safetensors=True, **options).to(base.device).eval()
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(
-            f"{KEY} is {name!r}, which cannot be loaded ({reason[:200]})",
-            fix="It is ngrams, hidden, column:NAME, or the folder or hub id of a model.",
-        ) from None
-    _check_pooling(name)
+        raise InputError(f"{KEY} is {name!r}, which cannot be loaded ({reason[:200]})", fix=_FIX) from None
     longest = min(int(tokenizer.model_max_length), int(getattr(model.config, "max_position_embeddings", 512)))
     ids = tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     return _in_batches(ids, lambda batch: _pooled(model, batch, pad_id=pad))
 
 
-def _check_pooling(name: str) -> None:
+def _check_pooling(folder: Path) -> None:
     """Raise where a sentence-transformers model is not of the kind whose vectors are means over tokens."""
-    path = Path(name) / "1_Pooling" / "config.json"
+    path = folder / "1_Pooling" / "config.json"
     if path.is_file() and not json.loads(path.read_text(encoding="utf-8")).get("pooling_mode_mean_tokens", True):
         raise InputError("the model does not pool by the mean over tokens", where=str(path), fix="Take one that does.")
 

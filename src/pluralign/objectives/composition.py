@@ -151,7 +151,7 @@ class Objective:
         outside, inside, terms = self._anchors(policy, reference, lengths, has)
         compared = self._compared(policy, ratios, lengths, has)
         rejected = compared.get("rejected", torch.zeros_like(compared["chosen"]))
-        sides = Sides(compared["chosen"], rejected, has, inside, mismatched=ratios.get(MISMATCHED), **more)
+        sides = Sides(compared["chosen"], rejected, has, inside, mismatched=compared.get(MISMATCHED), **more)
         value = self._kind.run(sides, self.loss)
         if self._custom is not None:
             value = self._custom(
@@ -173,7 +173,7 @@ class Objective:
         per_token = self._kind.per_token or self.loss.length_average
         return {
             name: _only(has[name], values[name] / (lengths[name].clamp(min=1) if per_token else 1))
-            for name in PAIR
+            for name in (*PAIR, MISMATCHED)
             if name in values
         }
 
@@ -300,6 +300,11 @@ def _check_ranges(loss: LossConfig, anchor: AnchorConfig) -> None:
     )
     if loss.type == "nll" and inside:
         raise InputError("an anchor is placed inside the margin, and loss.type nll has none", fix="Place it outside.")
+    if loss.type in LOSSES and LOSSES[loss.type].needs == "either" and inside:
+        raise InputError(
+            f"an anchor is placed inside, and loss.type {loss.type} takes rows without a margin",
+            fix="Place it outside.",
+        )
     if loss.type not in ("sigmoid", "robust") and loss.label_smoothing > 0 and ":" not in loss.type:
         raise InputError(f"loss.label_smoothing has no meaning for loss.type {loss.type}", fix="Set it to 0.")
     if anchor.base.weight >= 0.5:

@@ -103,8 +103,10 @@ def semantic_weights(chosen_embeddings: Tensor, rejected_embeddings: Tensor, *, 
         raise ValueError(
             f"chosen_embeddings is {shapes[0]} and rejected_embeddings {shapes[1]}; they must be [M, D] and [N, D]"
         )
-    cosines = F.normalize(chosen_embeddings, dim=1) @ F.normalize(rejected_embeddings, dim=1).T
-    return torch.softmax((cosines - 1) / temperature, dim=1)
+    # Under autocast the product would be rounded to half precision.
+    with torch.autocast(chosen_embeddings.device.type, enabled=False):
+        cosines = F.normalize(chosen_embeddings, dim=1) @ F.normalize(rejected_embeddings, dim=1).T
+        return torch.softmax((cosines - 1) / temperature, dim=1)
 
 
 def _contrasts(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:

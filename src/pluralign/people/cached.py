@@ -15,9 +15,8 @@ from pluralign.models.given_references import find_references
 from pluralign.models.references import content_key
 from pluralign.objectives import Objective
 from pluralign.objectives.losses import MISMATCHED
-from pluralign.preferences import Preference, Preferences, split_preferences, text_key
+from pluralign.preferences import Preference, Preferences, Text, text_key
 from pluralign.training.listeners import Listeners
-from pluralign.training.mismatched import mismatched
 
 
 def encoders_for(config: TrainConfig) -> list[Encoder]:
@@ -53,23 +52,23 @@ def as_met(
         # Before a run conditions its prompts they may have been anchored as they are.
         found += rows
     if MISMATCHED in Objective(config.loss, config.anchor).branches:
-        sides = (listeners.condition(Preferences(side)).rows for side in _sides(rows, config))
-        found += [row for side in sides for row in mismatched(side)]
+        # Which response stood beside which prompt depends on split and faults: all that may have.
+        found += [
+            replace(row, chosen=None, rejected=None, base=None, mismatched=text)
+            for own in Preferences(shown).by(config.parameters.per).values()
+            for row in _distinct_prompts(own)
+            for text in _texts(own)
+        ]
     return found
 
 
-def _sides(rows: Sequence[Preference], config: TrainConfig) -> list[list[Preference]]:
-    """Each owner's rows to learn from and held out, apart."""
-    data, per = config.data, config.parameters.per
-    if isinstance(data.validation, str):
-        files = dict.fromkeys(row.place.file for row in rows)
-        sides = [Preferences([row for row in rows if row.place.file == file]) for file in files]
-    else:
-        table = Preferences([*rows])
-        sides = list(
-            split_preferences(table, validation=data.validation, by=data.split_by, per=per, seed=config.seed, data=data)
-        )
-    return [own for side in sides for own in side.by(per).values()]
+def _distinct_prompts(rows: Sequence[Preference]) -> list[Preference]:
+    return list({text_key(row.prompt): row for row in rows}.values())
+
+
+def _texts(rows: Sequence[Preference]) -> list[Text]:
+    texts = [text for row in rows for text in (row.chosen, row.rejected) if text is not None]
+    return list({text_key(text): text for text in texts}.values())
 
 
 def own_keys(

@@ -78,8 +78,7 @@ def _layout(table: Table) -> Callable[[Row], Preference]:
         has_prompt, single = "prompt" in columns, _ANCHORED in columns
         return lambda row: _read_pair(row, needed, used, has_prompt, single)
     if {"prompt", "completion"} <= columns:
-        # Labels of other kinds are a column like any other: completions of classes, all of them good ones.
-        if any(_label(row.get("label")) is not None for _, row in table.rows):
+        if "label" in columns and _holds_verdicts(table):
             return _read_labelled
         return lambda row: _read_single(row, "completion")
     if "messages" in columns:
@@ -137,9 +136,21 @@ def _read_labelled(row: Row) -> Preference:
     return preference
 
 
+def _holds_verdicts(table: Table) -> bool:
+    """Whether `label` says good or bad: true and false somewhere, or 0 and 1 everywhere.
+
+    Labels of other kinds are a column like any other: completions of classes, all of them good ones.
+    """
+    cells = [cell for _, row in table.rows if (cell := row.get("label")) is not None]
+    plain = any(isinstance(cell, bool) or (isinstance(cell, str) and cell in _WORDS) for cell in cells)
+    return plain or (bool(cells) and all(_label(cell) is not None for cell in cells))
+
+
 def _label(cell: Any) -> bool | None:
     """A verdict; None for anything else."""
-    return cell if isinstance(cell, bool) else _VERDICTS.get(cell) if isinstance(cell, str) else None
+    if isinstance(cell, str):
+        return _VERDICTS.get(cell.strip())
+    return bool(cell) if isinstance(cell, int | float) and cell in (0, 1) else None
 
 
 def _read_conversation(row: Row) -> Preference:
@@ -341,7 +352,8 @@ def _identity(row: Row, column: str) -> str:
     raise BadRow(column, f"the id is {excerpt(cell)}, not text", "An id is text, or a whole number.")
 
 
-_VERDICTS = {"true": True, "True": True, "false": False, "False": False}
+_WORDS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_VERDICTS = {**_WORDS, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
 def _finished(cell: Any) -> bool:

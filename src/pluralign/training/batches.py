@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from pluralign.models.rows import ResponseBatch, collate
 from pluralign.objectives import Weighed
 from pluralign.objectives.composition import Reference
+from pluralign.preferences.schema import Preference
 from pluralign.training.weighting import NO_GROUP, Weighting
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class AnchoredDataset(Dataset[Example]):
         self.rows, self.weighting = rows, weighting
         self.weights = [weighting.weight(row.preference) if weighting else 1.0 for row in rows]
         self.groups = [weighting.group(row.preference) if weighting else NO_GROUP for row in rows]
-        self.draw = Draw.of(rows, weighting)
+        self.draw = Draw.of([row.preference for row in rows], weighting)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -85,12 +86,11 @@ class Draw:
     sides: Sequence[bool] | None = None
 
     @classmethod
-    def of(cls, rows: Sequence[Anchored], weighting: Weighting | None) -> Draw:
+    def of(cls, rows: Sequence[Preference], weighting: Weighting | None) -> Draw:
         """What a person's rows need."""
-        preferences = [row.preference for row in rows]
-        chances = weighting.chances(preferences) if weighting else None
-        good = [row.chosen is not None for row in preferences]
-        apart = any(row.chosen is None and row.rejected is not None for row in preferences)
+        chances = weighting.chances(rows) if weighting else None
+        good = [row.chosen is not None for row in rows]
+        apart = any(row.chosen is None and row.rejected is not None for row in rows)
         return cls(chances, good if apart and any(good) else None)
 
     def order(self, count: int, generator: torch.Generator) -> list[int]:

@@ -48,8 +48,10 @@ class MetricMeans:
         return {name: total / n for name, total, n in zip(self._names, totals, rows, strict=True) if n}
 
 
-class GroupSums:
-    """Sums and metrics by group.
+class GroupMeans:
+    """Loss and accuracy of every group, and the worst of them.
+
+    The loss is the weighted mean over a group's rows; a row that weighs nothing is in none.
 
     Args:
         names: the K groups; none where groups do not count.
@@ -57,28 +59,38 @@ class GroupSums:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
+        self._sums: Tensor | None = None
 
     def sums(self, values: Tensor, groups: Tensor) -> Tensor:
         """[K] sums of values [B]; rows of no group (-1) are in none."""
         found = values.new_zeros(len(self.names) + 1).index_add(0, groups % (len(self.names) + 1), values)
         return found[: len(self.names)]
 
-    def terms(self, losses: Losses, groups: Tensor) -> dict[str, Tensor]:
-        """Loss and accuracy of every group as values [B], NaN in the rows of others."""
-        values = {"loss": losses.per_example.detach()}
-        if "rewards/accuracies" in losses.terms:
-            values["accuracy"] = losses.terms["rewards/accuracies"]
-        return {
-            f"group/{name}/{kind}": torch.where(groups == number, value, torch.nan)
-            for number, name in enumerate(self.names)
-            for kind, value in values.items()
-        }
+    def add(self, losses: Losses, weight: Tensor, groups: Tensor) -> None:
+        """Add a batch: losses of an objective, weights [B] and numbers of groups [B]."""
+        if not self.names:
+            return
+        values = losses.per_example.detach()
+        hits = losses.terms.get("rewards/accuracies", torch.full_like(values, torch.nan))
+        judged = ~hits.isnan() & (weight > 0)
+        columns = (weight * values, weight, torch.where(judged, hits, 0), judged)
+        sums = torch.stack([self.sums(column.to(values.dtype), groups) for column in columns])
+        self._sums = sums if self._sums is None else self._sums + sums
 
-    def with_worst(self, means: dict[str, float]) -> dict[str, float]:
-        """The means, with the largest loss and the smallest accuracy of a group among those that have rows."""
-        worst: dict[str, float] = {}
-        for kind, choose in (("loss", max), ("accuracy", min)):
-            found = [means[name] for group in self.names if (name := f"group/{group}/{kind}") in means]
-            if found:
-                worst[f"worst_group/{kind}"] = choose(found)
-        return {**means, **worst}
+    def take(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
+        """The means since the last call; a group that had no row is not there.
+
+        Args:
+            reduce: sums a tensor over all processes.
+        """
+        if self._sums is None:
+            return {}
+        sums, self._sums = reduce(self._sums).tolist(), None
+        found: dict[str, float] = {}
+        for kind, totals, counts, worst in (("loss", *sums[:2], max), ("accuracy", *sums[2:], min)):
+            means = {
+                name: total / count for name, total, count in zip(self.names, totals, counts, strict=True) if count
+            }
+            found |= {f"group/{name}/{kind}": value for name, value in means.items()}
+            found |= {f"worst_group/{kind}": worst(means.values())} if means else {}
+        return found

@@ -11,7 +11,7 @@ from pluralign.errors import InputError
 from pluralign.models.encoding import Encoder
 from pluralign.objectives import Objective
 from pluralign.preferences import Preference, Preferences
-from pluralign.training.weighting import check_weighting, row_fault, row_weight
+from pluralign.training.weighting import row_fault, row_weight
 
 _SHOWN = 5
 _AT_A_TIME = 1024
@@ -103,7 +103,6 @@ def person_seed(seed: int, user: str) -> int:
 def _check_columns(config: TrainConfig, training: Preferences) -> None:
     """Raise where no row has a column of weights or groups that the configuration names."""
     weighting = config.weighting
-    check_weighting(weighting)
     named = {"weighting.column": weighting.column}
     if weighting.groups.by != "rows":
         named["weighting.groups.column"] = weighting.groups.column

@@ -24,6 +24,7 @@ from pluralign.models.matmul import quick_matmul
 from pluralign.objectives import Objective
 from pluralign.objectives.losses import MISMATCHED
 from pluralign.preferences import Preference, data_hash, load_preferences, split_preferences
+from pluralign.preferences.conditioning import Conditioner
 from pluralign.training.anchor_prompts import AnchorPrompts
 from pluralign.training.arguments import training_arguments
 from pluralign.training.bank.capacity import check_bank, uses_bank
@@ -38,8 +39,8 @@ from pluralign.training.people import Census, Person, take_census
 from pluralign.training.record import Record
 from pluralign.training.runs import RunFolder, Standing
 from pluralign.training.shares import Share
-from pluralign.training.stages import after_sft
-from pluralign.training.weighting import warn_of_unknown_groups
+from pluralign.training.stages import first_stage, has_first_stage, second_stage
+from pluralign.training.weighting import check_weighting, warn_of_unknown_groups
 from pluralign.training.worker import Worker
 
 if TYPE_CHECKING:
@@ -79,8 +80,10 @@ def train(config: TrainConfig) -> TrainResult:
     if config.plan:
         raise InputError("plan is set", fix="pluralign.plan(config) says what the run will take; train makes it.")
     with quick_matmul(), full_disk_explained(Path(config.output_dir)):
-        config = after_sft(config, train)
-        return Run(config).train()
+        run = Run(config)
+        if has_first_stage(config):
+            Run(first_stage(config)).train()
+        return run.train()
 
 
 @dataclass(slots=True)
@@ -113,7 +116,9 @@ class Run:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.objective = config, Objective(config.loss, config.anchor)
-        _check(config)
+        # What is trained: of a run with a first stage, the folder knows the configuration as it was given.
+        self.staged = second_stage(config)
+        _check(self.staged)
         self.folder = folder = RunFolder(config.output_dir)
         self.arguments = training_arguments(config.training, output_dir=folder.path, device=config.device)
         _check_sharding(config, self.arguments)
@@ -184,8 +189,8 @@ class Run:
         if MISMATCHED in self.objective.branches:
             give_mismatched(census)
         self.anchor_prompts.give_to(census, config, encoder)
-        given = read_given(config, census, self.objective, self.arguments)
-        self.worker = worker = Worker(config, self.arguments, self.folder, together=self.together, given=given)
+        given = read_given(self.staged, census, self.objective, self.arguments)
+        self.worker = worker = Worker(self.staged, self.arguments, self.folder, together=self.together, given=given)
         if standing is not Standing.NEW and not self.folder.check_base(config, worker.base.fingerprint):
             standing = Standing.NEW
         if standing is not Standing.NEW and not self.folder.check_contents(config, self._contents()):
@@ -197,7 +202,7 @@ class Run:
 
     def _contents(self) -> dict[str, str | None]:
         """Of the files beside the table: key of the configuration -> hash."""
-        return {"anchor.base.prompts": self.anchor_prompts.digest, "reference.models": self.worker.given.digest}
+        return {"anchor.base.prompts": self.anchor_prompts.digest, **self.worker.given.digests}
 
     def _train_people(self, census: Census, growth: Growth, record: Record, *, on_cluster: bool) -> None:
         config, people = self.config, {person.user: person for person in census.people}
@@ -332,6 +337,8 @@ def _check(config: TrainConfig) -> None:
     check_bank(config)
     check_reference(config.reference)
     check_identities(config.conditioning, config.evaluation)
+    check_weighting(config)
+    Conditioner(config.conditioning)
     if config.reference.ema is not None and config.reference.compute == "forward":
         raise InputError(
             f"reference.ema is {config.reference.ema} and reference.compute is forward",

@@ -43,7 +43,12 @@ _WHERE_THE_DATA_IS = ("data.path", "data.source", "data.split", "data.revision",
 """Keys that may differ between two calls on one population, whose table moves and grows."""
 _HOW_IT_IS_TRAINED = ("engine", "bank.slots", "bank.batch_tokens")
 """Keys that make the same adapters up to rounding: a finished population may grow with others, what is begun not."""
-CONTENTS = {"anchor.base.prompts": "anchor_prompts_hash", "reference.models": "references_hash"}
+CONTENTS = {
+    "anchor.base.prompts": "anchor_prompts_hash",
+    "parameters.start": "start_hash",
+    "loss.contrast.embeddings": "embeddings_hash",
+    "reference.models": "references_hash",
+}
 """Key of the configuration that names files -> under which name a run's `made_with` has the hash of their content."""
 
 

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pluralign.config import AnchorConfig, LossConfig, ReferenceConfig, TrainConfig, WeightingConfig
 from pluralign.errors import InputError
 
 FOLDER = "sft"
-"""Of the first stage, below the run's."""
+"""Of the first stage, below the run's: a run of its own. Killed, it goes on; finished, it is left as it is."""
 
 
-def after_sft(config: TrainConfig, train: Callable[[TrainConfig], Any]) -> TrainConfig:
-    """The configuration of the method's own stage, once the first one is made.
+def has_first_stage(config: TrainConfig) -> bool:
+    """Whether supervised fine-tuning comes before the method.
 
-    The first stage is a run of its own, in a folder below: killed, it goes on; finished, it is left as it is.
+    Raises:
+        InputError: the number of epochs is out of its range.
+    """
+    if not config.sft.num_train_epochs >= 0:
+        raise InputError(f"sft.num_train_epochs is {config.sft.num_train_epochs}", fix="It is a number of 0 or more.")
+    return config.sft.num_train_epochs > 0
 
-    Args:
-        config: of the run; without a first stage it comes back as it is.
-        train: trains a configuration.
+
+def second_stage(config: TrainConfig) -> TrainConfig:
+    """The configuration of the method's own stage; without a first stage, as it is given.
+
+    The adapter of the first stage is found below the output folder, wherever that stands now: so it is no part of what
+    a run's folder says of its configuration.
 
     Raises:
         InputError: there is more than one policy, or the seats contradict the stage.
     """
-    if config.sft.num_train_epochs == 0:
+    if not has_first_stage(config):
         return config
     _check(config)
-    train(first_stage(config))
     adapter = str(_folder(config) / "adapters" / "_all")
     return replace(
         config,
@@ -70,8 +75,6 @@ def _folder(config: TrainConfig) -> Path:
 
 def _check(config: TrainConfig) -> None:
     stage = f"sft.num_train_epochs is {config.sft.num_train_epochs}"
-    if not config.sft.num_train_epochs > 0:
-        raise InputError(stage, fix="It is a number of 0 or more.")
     if config.parameters.per != "none" or config.parameters.kind != "lora":
         raise InputError(
             f"{stage}, and parameters.per is {config.parameters.per}, kind {config.parameters.kind}",

@@ -27,7 +27,7 @@ from pluralign.training.batches import AnchoredDataset, Batch, EpochSampler, Pre
 from pluralign.training.callbacks import CheckpointFlow
 from pluralign.training.checkpoints import checkpoint_path, publish, remove_others, staging_path
 from pluralign.training.ema import FollowPolicy, MovingReference
-from pluralign.training.metrics import GroupSums, MetricMeans
+from pluralign.training.metrics import GroupMeans, MetricMeans
 
 
 class PreferenceTrainer(Trainer):
@@ -78,7 +78,7 @@ class PreferenceTrainer(Trainer):
         self.objective, self.reference = objective, reference
         self._means = MetricMeans()
         weighting = train_dataset.weighting
-        self._groups = GroupSums(weighting.names if weighting else [])
+        self._groups = GroupMeans(weighting.names if weighting else [])
         self.ascent = weighting.ascent if weighting else None
         # Of the step under way, by group: sums of weighted losses, and of weights.
         self._step_sums = self._step_totals = torch.zeros(len(self._groups.names))
@@ -112,7 +112,8 @@ class PreferenceTrainer(Trainer):
             num_items_in_batch: sum of weights of the optimiser step over all processes (`get_batch_samples`).
         """
         losses = self._losses(model, inputs)
-        self._means.add({**losses.terms, **self._groups.terms(losses, inputs["group"])}, inputs["counts"])
+        self._means.add(losses.terms, inputs["counts"])
+        self._groups.add(losses, inputs["weight"], inputs["group"])
         weight = inputs["weight"]
         if self.ascent is not None:
             weight = weight * self._ascend(losses.per_example.detach(), inputs)
@@ -205,7 +206,7 @@ class PreferenceTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the means of the objective's terms beside the loss."""
         if "loss" in logs:
-            logs |= self._groups.with_worst(self._means.take(self._sum_over_processes))
+            logs |= self._means.take(self._sum_over_processes) | self._groups.take(self._sum_over_processes)
             if self.ascent is not None:
                 weights = zip(self.ascent.names, self.ascent.weights.tolist(), strict=True)
                 logs |= {f"group/{name}/weight": value for name, value in weights}
@@ -219,20 +220,21 @@ class PreferenceTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Loss, weighted as in training, and metrics over held-out rows; each counts once, whatever the processes."""
+        """Loss, weighted by rows, and metrics over held-out rows; each counts once, whatever the processes."""
         model = self.model_wrapped
         model.eval()
-        means, groups = MetricMeans(), self._groups
+        means, groups = MetricMeans(), GroupMeans(self._groups.names)
         sums = torch.zeros(2, device=self.args.device)
         for inputs in dataloader:
             with torch.no_grad(), self.compute_loss_context_manager():
                 losses = self._losses(model, inputs)
-            means.add({**losses.terms, **groups.terms(losses, inputs["group"])}, inputs["counts"])
+            means.add(losses.terms, inputs["counts"])
+            groups.add(losses, inputs["weight"], inputs["group"])
             weighted = (inputs["weight"] * losses.per_example).sum()
             sums = sums + torch.stack([weighted, inputs["weight"].sum()])
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         loss, weight = self._sum_over_processes(sums).tolist()
-        found = groups.with_worst(means.take(self._sum_over_processes))
+        found = means.take(self._sum_over_processes) | groups.take(self._sum_over_processes)
         metrics = {"loss": loss / weight if weight else 0.0, **found}
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(None, None, named, num_samples=len(dataloader.dataset))  # type: ignore[arg-type]

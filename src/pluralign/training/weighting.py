@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pluralign.config import GroupWeightingConfig, WeightingConfig
+from pluralign.config import GroupWeightingConfig, TrainConfig, WeightingConfig
 from pluralign.errors import InputError
 from pluralign.objectives import group_coefficients, group_scales, importance_weights, update_group_weights
 from pluralign.preferences.schema import Preference
@@ -50,10 +50,13 @@ class Weighting:
     ) -> None:
         self.config, self._counts = config, counts
         groups = config.groups
-        sizes = Counter(_group(row, groups.column) for row in train if _has_side(row)) if groups.by != "rows" else {}
+        rows = [row for row in train if _has_side(row)] if groups.by != "rows" else []
+        # N_g is of rows that have a loss; a group without any is still one, and weighs nothing.
+        sizes = Counter({_group(row, groups.column): 0 for row in rows})
+        sizes.update(_group(row, groups.column) for row in rows if counts(row.responses))
         self.names = list(sizes)
         self._numbers = {name: number for number, name in enumerate(self.names)}
-        self._sizes = torch.tensor(list(sizes.values()), dtype=torch.float64)
+        self._sizes = torch.tensor([max(size, 1) for size in sizes.values()], dtype=torch.float64)
         self._factors = [1.0] * len(self.names)
         if groups.by == "importance":
             shares = importance_weights(self._sizes)
@@ -143,13 +146,13 @@ class GroupAscent:
         self.weights = torch.tensor([kept[name] for name in self.names], dtype=torch.float64)
 
 
-def check_weighting(config: WeightingConfig) -> None:
-    """Raise where a setting is out of its range.
+def check_weighting(config: TrainConfig) -> None:
+    """Raise where a setting of the seat is out of its range, or would be without effect.
 
     Raises:
         InputError: names the key.
     """
-    groups = config.groups
+    groups, usual = config.weighting.groups, GroupWeightingConfig()
     for name, value, fits, expected in (
         ("step_size", groups.step_size, 0 <= groups.step_size < math.inf, "a number of 0 or more"),
         ("step_factor", groups.step_factor, 0 < groups.step_factor <= 1, "in (0, 1]"),
@@ -158,6 +161,18 @@ def check_weighting(config: WeightingConfig) -> None:
     ):
         if not fits:
             raise InputError(f"weighting.groups.{name} is {value}", fix=f"It must be {expected}.")
+    for name in ("step_size", "step_factor", "trade_off", "adjustment", "scale", "update"):
+        if groups.by != "worst" and getattr(groups, name) != getattr(usual, name):
+            raise InputError(
+                f"weighting.groups.{name} is {getattr(groups, name)}, and by is {groups.by}",
+                fix=f"It is a setting of by worst; for {groups.by} leave it as it is.",
+            )
+    order = config.training.extra_arguments.get("train_sampling_strategy")
+    if groups.by == "sampling" and order == "sequential":
+        raise InputError(
+            "weighting.groups.by is sampling and training.extra_arguments.train_sampling_strategy is sequential",
+            fix="Rows are drawn, or come in their order: leave one of the two out.",
+        )
 
 
 def row_fault(row: Preference, config: WeightingConfig) -> str | None:

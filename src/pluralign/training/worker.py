@@ -18,7 +18,7 @@ from pluralign.models.bank import LoraBank
 from pluralign.models.base import load_base
 from pluralign.models.cache import Cache
 from pluralign.models.combined_references import Compared, compare_rows, uses_given
-from pluralign.models.embeddings import prompt_embeddings
+from pluralign.models.embeddings import Embeddings
 from pluralign.models.given_references import check_adapters
 from pluralign.models.layout import choose_layout
 from pluralign.models.matmul import warn_of_slow_bfloat16
@@ -55,6 +55,7 @@ class Worker:
     Attributes:
         base: the one base.
         encoder: from rows to its tokens.
+        embeddings: of prompts, for losses that ask how alike they are.
         layout: of `choose_layout`.
         cache: of base responses and reference log-probs.
 
@@ -80,6 +81,7 @@ class Worker:
         if arguments.bf16 and self.base.model.dtype != torch.bfloat16:
             warn_of_slow_bfloat16(self.base.device)
         self.encoder = encoder_of(self.base, config.data)
+        self.embeddings = Embeddings(config.loss.contrast.embeddings, self.base)
         self.layout: Layout = choose_layout(self.base.model, self.base.tokenizer)
 
     @property
@@ -88,6 +90,11 @@ class Worker:
         if self.config.reference.ema is not None:
             return self.config.anchor.base.weight > 0
         return self.objective.needs_reference and self.config.reference.compute == "cached"
+
+    @property
+    def runs_reference(self) -> bool:
+        """Whether every batch goes through the model once more, for its reference."""
+        return runs_reference(self.config, self.objective)
 
     @property
     def model_config(self) -> ModelConfig:
@@ -177,7 +184,7 @@ class Worker:
             if self.caches_references:
                 rows = self._with_references(rows)
             if self.objective.needs_embeddings:
-                vectors = prompt_embeddings(self.config.loss.contrast.embeddings, rows, self.base)
+                vectors = self.embeddings.of(rows)
                 rows = [replace(row, embedding=vector) for row, vector in zip(rows, vectors, strict=True)]
         remaining = iter(rows)
         return {
@@ -194,6 +201,12 @@ class Worker:
                 return [_against(row, one) for row, one in zip(rows, compared, strict=True)]
             found = reference_logps(self.base, [row.encoded for row in rows], self.cache, layout=self.layout)
         return [replace(row, reference=logps) for row, logps in zip(rows, found, strict=True)]
+
+
+def runs_reference(config: TrainConfig, objective: Objective) -> bool:
+    """Whether every batch of a training goes through the model once more, for its reference."""
+    reference = config.reference
+    return objective.needs_reference and (reference.compute == "forward" or reference.ema is not None)
 
 
 def _against(row: Anchored, compared: Compared) -> Anchored:

@@ -143,7 +143,7 @@ class Counter:
         train = [known(row, draw) for row in person.train]
         held_out = [known(row, draw) for row in person.held_out]
         arguments = self._arguments(person)
-        schedule = Schedule.of(arguments, len(train))
+        schedule = Schedule.of(arguments, len(train), person.draw)
         kind = len(train), bool(held_out)
         if kind not in self._flows:
             self._flows[kind] = flow_of(arguments, schedule)
@@ -196,7 +196,7 @@ class Counter:
             yield from (unit_size(group, shared=self._shared) for group in groups)
 
     def _packed(self, units: Sequence[tuple[int, int]], tokens: int) -> Work:
-        copies = 2 if self.run.objective.needs_reference and not self.run.worker.caches_references else 1
+        copies = 2 if self.run.worker.runs_reference else 1
         work = Work()
         for pack in packed(units, tokens=tokens, copies=copies):
             rows = sum(units[number][1] for number in pack)
@@ -225,8 +225,7 @@ class Counter:
 
     def _batch(self, rows: Sequence[Lengths]) -> Work:
         widest, number = unit_size(rows, shared=self._shared)
-        twice = self.run.objective.needs_reference and not self.run.worker.caches_references
-        return Work(1, (2 if twice else 1) * widest * number)
+        return Work(1, (2 if self.run.worker.runs_reference else 1) * widest * number)
 
 
 def flow_of(arguments: TrainingArguments, schedule: Schedule) -> Flow:

@@ -23,6 +23,7 @@ from pluralign.training.record import Record, Rows
 from pluralign.training.run import Run
 from pluralign.training.runs import RunFolder
 from pluralign.training.trainer import PreferenceTrainer
+from pluralign.training.worker import runs_reference
 
 _SAVED = 3
 """Adapters that the bank's sample writes."""
@@ -48,7 +49,7 @@ def train_sample(run: Run, folder: Path, rows: Rows, *, people: int, steps: int,
         Folders of adapters.
     """
     folder.mkdir()
-    config = _config(run.config, folder, steps, held_out=bool(rows.held_out))
+    config = _config(run.worker.config, folder, steps, held_out=bool(rows.held_out))
     arguments = training_arguments(config.training, output_dir=folder, device=config.device)
     place, users = RunFolder(folder), [f"sample-{number}" for number in range(people)]
     record = Record(place, config.parameters.kind)
@@ -170,7 +171,7 @@ class _Turns(Population):
         return work
 
     def _tokens(self, inputs: Mapping[str, Any]) -> Work:
-        twice = self.objective.needs_reference and self.config.reference.compute == "forward"
+        twice = runs_reference(self.config, self.objective)
         return Work(1, (2 if twice else 1) * inputs["responses"].input_ids.numel())
 
     def _save(self, user: str, trainer: PreferenceTrainer, *, note: str | None = None) -> None:

@@ -11,9 +11,11 @@ from pluralign.models.encoding import Encoded
 from pluralign.models.references import content_key, logps_section, responses_section
 from pluralign.models.scoring import Forward, batches
 from pluralign.preferences import Preference
+from pluralign.training.batches import Draw
 from pluralign.training.people import Person
 from pluralign.training.planning.costs import Work
 from pluralign.training.run import Run
+from pluralign.training.weighting import Weighting
 from pluralign.training.worker import wave_numbers, waves
 
 UNKNOWN = -1
@@ -30,6 +32,7 @@ class PersonLengths:
     user: str
     train: list[Lengths]
     held_out: list[Lengths]
+    draw: Draw
 
 
 @dataclass(slots=True)
@@ -128,7 +131,8 @@ class Surveyor:
             found = iter(self._look(flat, branches, logps, training))
             for person in wave:
                 train, held = ([next(found) for _ in rows] for rows in (person.train, person.held_out))
-                lengths.append(PersonLengths(person.user, train, held))
+                seat = Weighting(self.config.weighting, person.train, counts=self.run.objective.counts)
+                lengths.append(PersonLengths(person.user, train, held, Draw.of(person.train, seat)))
         if measured:
             self._look(held_out, ("chosen", "rejected"), self.measured_logps, evaluation)
             if self.config.evaluation.generate:

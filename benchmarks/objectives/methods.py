@@ -1,0 +1,60 @@
+"""The methods that are compared: presets, and a few changes that make them comparable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Settings = dict[str, Any]
+TAG: Settings = {"system": "Group: {group}"}
+META: Settings = {"system": "{system_info}\n{user_info}"}
+UNTOLD: Settings = {"system": "", "template": ""}
+FIRST_STEPS, STEPS, BATCH = 260, 100, 16
+FIRST_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the comparison: a second stage, after supervised fine-tuning on the chosen responses.
+
+    Attributes:
+        preset: its seats. It begins with the first stage's adapter, and is compared with it where it has a reference.
+        changes: groups of the configuration over the preset's.
+        conditioning: what both stages put into the prompt.
+        unpaired: whether it gets the pairs as completions with verdicts; a batch then has twice the rows, and as many
+            responses.
+        references: what it is compared with, where that is not the first stage's adapter (`first`) alone.
+    """
+
+    preset: str
+    changes: Settings = field(default_factory=dict)
+    conditioning: Settings = field(default_factory=lambda: TAG)
+    unpaired: bool = False
+    references: tuple[str, ...] = ("first",)
+
+
+METHODS: dict[str, Method] = {
+    "dpo": Method("dpo"),
+    "dpo, not told the group": Method("dpo", conditioning=UNTOLD),
+    "dpo, importance": Method("dpo", {"weighting": {"groups": {"by": "importance"}}}),
+    "dpo, balanced sampling": Method("dpo", {"weighting": {"groups": {"by": "sampling"}}}),
+    "gr-dpo": Method("gr-dpo"),
+    "gr-ipo": Method("gr-ipo"),
+    "gr-bapo": Method("gr-bapo"),
+    "bapo": Method("bapo"),
+    "ipo": Method("ipo"),
+    "slic": Method("slic"),
+    "dpop": Method("dpop"),
+    "sft": Method("sft", references=()),
+    "kto": Method("kto", unpaired=True),
+    "simpo": Method("simpo", references=()),
+    "orpo": Method("orpo", references=()),
+    "sppo": Method("sppo"),
+    "rpo": Method("rpo"),
+    "rpo-unpaired": Method("rpo-unpaired", unpaired=True),
+    "mrpo": Method("mrpo", references=("base", "first")),
+    "metaalign": Method("metaalign", conditioning=META),
+}
+"""`compo` is not among them: with a first stage and the group in the prompt, it is the row of `dpo`."""
+LEARNING_RATES = (3e-5, 1e-4, 3e-4)
+"""The trials of every method."""
