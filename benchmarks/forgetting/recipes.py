@@ -54,7 +54,7 @@ def base(weight: float, form: str = "hinge", **more: Any) -> Settings:
 
 
 def _baselines() -> list[Recipe]:
-    found = [Recipe(f"dpo b{beta:g}", "dpo", dpo(beta)) for beta in (0.1, 0.3, 1.0, 3.0)]
+    found = [Recipe(f"dpo b{beta:g}", "dpo", dpo(beta)) for beta in (0.1, 0.3, 1.0, 3.0, 10.0)]
     found += [Recipe(f"ipo b{beta:g}", "ipo", {"type": "ipo", "beta": beta}) for beta in (0.02, 0.05)]
     found += [Recipe(f"dpop b{b:g} w5", "dpop", dpo(b), {"chosen": {"weight": 5.0}}) for b in (0.1, 1.0)]
     found += [Recipe(f"dpo b{b:g} nll1", "dpo nll", dpo(b), nll(1.0)) for b in (0.1, 1.0, 3.0)]
@@ -86,9 +86,11 @@ def _ours() -> list[Recipe]:
         made("b1 hinge0.03 nll1", 1.0, base(0.03) | nll(1.0)),
         made("b1 hinge0.03 nll1 general", 1.0, base(0.03) | nll(1.0), general=0.5),
         made("b1 hinge0.1 nll1 general", 1.0, base(0.1) | nll(1.0), general=0.5),
+        made("b3 hinge0.01 nll1 general", 3.0, base(0.01) | nll(1.0), general=0.5),
+        made("b1 hinge0.03 nll1 sampled general", 1.0, base(0.03) | nll(1.0), SAMPLED, general=0.5),
     ]
 
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*_baselines(), *_ours())}
-LEARNING_RATES = (5e-4, 1e-3, 2e-3)
+LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 """The trials of every recipe."""

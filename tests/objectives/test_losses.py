@@ -64,7 +64,8 @@ def test_a_certain_response_leaves_loss_and_gradient_finite(dtype):
 
 @pytest.mark.parametrize("kind", ["simpo", "orpo"])
 def test_losses_without_a_reference_take_log_probs_per_token(kind):
-    objective = Objective(LossConfig(type=kind, beta=2.0, target_margin=0.3))
+    margin = {"target_margin": 0.3} if kind == "simpo" else {}
+    objective = Objective(LossConfig(type=kind, beta=2.0, **margin))
     assert not objective.needs_reference
     policy, _, lengths = batch(chosen=[(-6.0, 0)], rejected=[(-10.0, 0)])
     losses = objective(policy, {}, lengths)
@@ -216,6 +217,8 @@ def test_a_rejected_completion_is_nothing_to_divide_by():
         ({"type": "kto", "desirable_weight": 0.0, "undesirable_weight": 0.0}, r"loss\.undesirable_weight is 0\.0"),
         ({"type": "contrast", "contrast": ContrastConfig(temperature=0.0)}, r"temperature is 0\.0"),
         ({"type": "contrast", "contrast": ContrastConfig(diagonal_weight=1.5)}, r"diagonal_weight is 1\.5"),
+        ({"type": "sigmoid", "target_margin": 1.0}, r"loss\.target_margin is set, and loss\.type is sigmoid"),
+        ({"type": "kto", "contrast": ContrastConfig(temperature=0.3)}, r"loss\.contrast is set, and loss\.type is kto"),
         ({"type": "simp"}, "one of sigmoid, .*simpo, orpo"),
     ],
 )

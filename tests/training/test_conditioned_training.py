@@ -89,3 +89,15 @@ def test_a_profile_longer_than_the_context_is_named(make_config: Any, make_rows:
         UserWarning, match=r"row 4, column 'profile': what stands for the person leaves the prompt no room"
     ):
         assert train(make_config(rows, conditioning={"template": "{profile}\n{prompt}"})).adapters
+
+
+def test_a_run_that_grows_says_that_identities_are_gone(make_config: Any, make_rows: Any) -> None:
+    rows = make_rows(["a", "b"])
+    settings = {"evaluation": EvaluationConfig(generate=False, identities=True)}
+    settings["conditioning"] = {"template": "{user} {prompt}"}
+    first = make_config(rows, **settings)
+    assert (read := read_evaluation(train(first).output_dir / "evaluation.json").identities) and read["all"]["n"]
+    grown = make_config([*rows, *make_rows(["c"])], **settings)
+    with pytest.warns(UserWarning, match=r"no `identities` any more"):
+        result = train(grown)
+    assert read_evaluation(result.output_dir / "evaluation.json").identities is None

@@ -260,6 +260,15 @@ def test_bad_settings_are_named(settings: Any, found: str, make_config: Any, tab
         train(make_config(table, parameters={"per": "none"}, weighting={"groups": seat}))
 
 
+@pytest.mark.parametrize(("by", "engine"), [("importance", "bank"), ("rows", "trainer")])
+def test_a_metric_that_nobody_measures(by: Any, engine: str, make_config: Any, make_rows: Any) -> None:
+    training = {"metric_for_best_model": "worst_group/loss", "load_best_model_at_end": True}
+    rows = make_rows(["a"], group=lambda number: f"g{number % 2}")
+    seat = {"groups": GroupWeightingConfig(by=by)}
+    with pytest.raises(InputError, match=r"metric_for_best_model is worst_group/loss"):
+        train(make_config(rows, weighting=seat, training=training, engine=engine))
+
+
 def test_a_row_without_a_group_is_left_out_by_name(make_config: Any, make_rows: Any) -> None:
     rows = make_rows(["a"], region=lambda number: "north" if number else None)
     config = grouped(make_config, rows)

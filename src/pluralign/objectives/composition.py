@@ -270,6 +270,15 @@ def _nan_where_absent(has: Tensor, value: Tensor) -> Tensor:
     return torch.where(has, value.detach(), torch.full_like(value, float("nan")))
 
 
+_OF_ONE_LOSS = {
+    "target_margin": "simpo",
+    "desirable_weight": "kto",
+    "undesirable_weight": "kto",
+    "contrast": "contrast",
+}
+"""Setting of `loss` -> the one loss that has it."""
+
+
 def _check_ranges(loss: LossConfig, anchor: AnchorConfig) -> None:
     def require(ok: bool, key: str, value: object, expected: str) -> None:
         if not ok:
@@ -291,6 +300,13 @@ def _check_ranges(loss: LossConfig, anchor: AnchorConfig) -> None:
         require(weight >= 0, key, weight, ">= 0")
     total = loss.desirable_weight + loss.undesirable_weight
     require(total > 0, "loss.desirable_weight + loss.undesirable_weight", total, "> 0")
+    usual = LossConfig()
+    for key, kind in _OF_ONE_LOSS.items():
+        if loss.type != kind and getattr(loss, key) != getattr(usual, key):
+            raise InputError(
+                f"loss.{key} is set, and loss.type is {loss.type}",
+                fix=f"It is a setting of loss.type {kind}: leave it out.",
+            )
     contrast = loss.contrast
     require(contrast.temperature > 0, "loss.contrast.temperature", contrast.temperature, "> 0")
     share = contrast.diagonal_weight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,7 +41,7 @@ from pluralign.training.record import Record
 from pluralign.training.runs import RunFolder, Standing
 from pluralign.training.shares import Share
 from pluralign.training.stages import first_stage, has_first_stage, second_stage
-from pluralign.training.weighting import check_weighting, warn_of_unknown_groups
+from pluralign.training.weighting import check_best_metric, check_weighting, warn_of_unknown_groups
 from pluralign.training.worker import Worker
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class Run:
         self.arguments = training_arguments(config.training, output_dir=folder.path, device=config.device)
         _check_sharding(config, self.arguments)
         self.together = uses_bank(config, self.arguments)
+        check_best_metric(config, together=self.together)
         if config.engine == "ray":
             check_cluster(self.arguments)
         self.probes = _read_probes(config)
@@ -265,6 +267,12 @@ class Run:
         evaluation = self.measure(record.finished, census.held_out, skipped=skipped, only=only)
         if before is not None:
             evaluation = merged(before, evaluation, order=record.finished)
+            if config.evaluation.identities:
+                warnings.warn(
+                    "evaluation.json has no `identities` any more, which are of everybody's pairs at once: "
+                    "`pluralign evaluate --evaluation.identities` measures them anew",
+                    stacklevel=2,
+                )
         evaluation.write(self.folder.evaluation)
 
     def measure(

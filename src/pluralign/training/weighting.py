@@ -175,6 +175,29 @@ def check_weighting(config: TrainConfig) -> None:
         )
 
 
+def check_best_metric(config: TrainConfig, *, together: bool) -> None:
+    """Raise now, and not at everybody's first validation, where the best checkpoint is to be a group's and cannot be.
+
+    Args:
+        config: of the run.
+        together: whether people are trained in the bank, which has no metrics by group.
+
+    Raises:
+        InputError: nobody would measure the metric.
+    """
+    metric, training = config.training.metric_for_best_model.removeprefix("eval_"), config.training
+    chosen = training.load_best_model_at_end or training.early_stopping_patience is not None
+    if not chosen or not metric.startswith(("group/", "worst_group/")):
+        return
+    by = config.weighting.groups.by
+    if together or by == "rows":
+        why = "people are trained in the bank" if together else f"weighting.groups.by is {by}"
+        raise InputError(
+            f"training.metric_for_best_model is {metric}, and {why}, which measures no groups",
+            fix="Take engine trainer and a choice of weighting.groups.by, or another metric.",
+        )
+
+
 def row_fault(row: Preference, config: WeightingConfig) -> str | None:
     """Why a row cannot be weighed, with its place, or None."""
     try:
