@@ -21,14 +21,16 @@ UNPAIRED = {"kto", "rpo-unpaired"}
 ALONE = {"gr-dpo", "gr-ipo", "gr-bapo"}
 """Those that the bank refuses."""
 STEPS = 20
+QUICK = ("dpo", "gr-dpo", "kto", "mrpo", "rpo")
+"""One of each kind of seat; `make test-all` runs the others, too."""
 
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    """Paired and unpaired: two people of the world, twelve pairs each."""
+    """Paired and unpaired: two people of the world, eight pairs each."""
     folder = tmp_path_factory.mktemp("tables")
     world = World(0)
-    rows = world.preferences(world.users(2), 12)
+    rows = world.preferences(world.users(2), 8)
     rows = [{**row, "system_info": "Answer well.", "user_info": f"I like it {row['group']}."} for row in rows]
     halves = [
         {**{key: row[key] for key in ("user", "group", "prompt")}, "completion": row[side], "label": side == "chosen"}
@@ -61,10 +63,10 @@ def configured(tables: dict[bool, Path], tmp_path: Path) -> Any:
             "evaluation": {"generate": False},
             "training": {
                 "max_steps": STEPS,
-                "per_device_train_batch_size": 24,
+                "per_device_train_batch_size": 16,
                 "logging_steps": 1,
                 "save_strategy": "steps",
-                "save_steps": 5,
+                "save_steps": 10,
                 "learning_rate": 1e-3,
             },
         }
@@ -75,9 +77,13 @@ def configured(tables: dict[bool, Path], tmp_path: Path) -> Any:
     return make
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in METHODS]
+)
 def test_preset(method: str, configured: Any, weights: Any, metrics: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(configured(method, "whole", engine="trainer"))
+    # One policy is enough here: people in turn, and people together, are trained below and elsewhere.
+    alone = {"engine": "trainer", "parameters": {"per": "none"}}
+    whole = train(configured(method, "whole", **alone))
     lines = [line for line in metrics(whole.output_dir) if "loss" in line]
     key = "worst_group/loss" if method.startswith("gr-") else "loss"
     for user in whole.adapters:
@@ -87,10 +93,10 @@ def test_preset(method: str, configured: Any, weights: Any, metrics: Any, monkey
     people = len(whole.adapters)
     _interrupt(monkeypatch, after=12 * people)
     with pytest.raises(KeyboardInterrupt):
-        train(configured(method, "again", engine="trainer"))
+        train(configured(method, "again", **alone))
     monkeypatch.undo()
     made = _interrupt(monkeypatch, after=2 * STEPS * people)
-    again = train(configured(method, "again", engine="trainer"))
+    again = train(configured(method, "again", **alone))
     # Those who were finished are not touched, and who was at work goes on from a checkpoint.
     assert len(made) <= STEPS * people - 10
     for user, place in whole.adapters.items():

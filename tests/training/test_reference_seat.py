@@ -73,6 +73,7 @@ def test_a_moving_reference(decay: float, make_rows: Any, make_config: Any, metr
     assert same == (decay > 0.9)
 
 
+@pytest.mark.slow
 def test_a_moving_reference_goes_on_where_it_was(
     run: Any, make_rows: Any, make_config: Any, weights: Any, metrics: Any
 ) -> None:
@@ -162,6 +163,7 @@ def test_another_adapter_to_begin_with_is_another_run(make_rows: Any, make_confi
         train(config)
 
 
+@pytest.mark.slow
 def test_a_killed_first_stage_goes_on(run: Any, make_rows: Any, make_config: Any, weights: Any) -> None:
     common = {"parameters": {"per": "none"}, "sft": {"num_train_epochs": 2.0}}
     common["training"] = {"save_strategy": "steps", "save_steps": 2}
