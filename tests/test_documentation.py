@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pluralign.cli import COMMANDS, named_arguments
+from pluralign.cli import COMMANDS, main, named_arguments
 from pluralign.config import TrainConfig
 from pluralign.resolve import parse, resolve
 
@@ -67,3 +67,19 @@ def test_the_readmes_example_runs(tmp_path, monkeypatch):
     names = {}
     exec(code, names)
     assert names["result"].adapters["ada"].joinpath("adapter_config.json").is_file()
+
+
+def test_the_loss_of_the_guide_trains(tmp_path, monkeypatch):
+    """The module of the page, on the Python path, and its command on a table of one's own."""
+    page = ROOT / "docs" / "methods" / "README.md"
+    monkeypatch.chdir(tmp_path)
+    (module,) = [block for block in blocks(page, "python") if "half_hinge" in block]
+    Path("my_losses.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    (row,) = blocks(ROOT / "README.md", "json")
+    Path("preferences.jsonl").write_text(row)
+    (command,) = [line for block in blocks(page, "sh") for line in block.splitlines() if "my_losses" in line]
+    assert main([*shlex.split(command)[1:], "--training.max_steps", "2", "--output_dir", "run"]) == 0
+    losses = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    # Half a hinge is a half where policy is reference.
+    assert losses[0]["loss"] == pytest.approx(0.5, abs=0.1)

@@ -14,7 +14,7 @@ from typing import Any
 from ground import GENERAL, PROBES, Ground
 from recipes import RECIPES
 
-from pluralign.storage import write_json
+import grid
 
 MARKS = (10, 16, 24, 34, 48, 66, 90, 120, 160)
 """Evenly on a log scale, but for the first: before that hardly anything has changed."""
@@ -57,11 +57,7 @@ class Cell:
 
 def result_of(cell: Cell, work: Path) -> dict[str, Any]:
     """A cell's result: from its file, or made now."""
-    path = cell.kept(work)
-    if not path.exists():
-        write_json(path, _made(cell, work))
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return grid.result_of(cell, work, lambda: _made(cell, work))
 
 
 def _made(cell: Cell, work: Path) -> dict[str, Any]:

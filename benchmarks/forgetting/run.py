@@ -14,28 +14,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-for name, value in ENVIRONMENT.items():
-    os.environ.setdefault(name, value)
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cells import Cell, result_of  # noqa: E402
-from recipes import LEARNING_RATES, OURS, RECIPES  # noqa: E402
+from cells import Cell, result_of
+from recipes import LEARNING_RATES, OURS, RECIPES
 
-SCHEMA_VERSION = 1
+import grid
+
 RESULTS = Path(__file__).parent / "results"
 TUNING_SEEDS = (1, 2)
 SEEDS = (11, 12, 13, 14, 15)
@@ -66,7 +56,7 @@ def population() -> list[Cell]:
 def _finalists() -> list[Any]:
     from summary import finalists, rows
 
-    cells = _read("screen")["cells"]
+    cells = grid.read(RESULTS / "screen.json")
     if not {cell.digest for cell in screen()} <= {cell["digest"] for cell in cells}:
         raise SystemExit("the screen is not finished: finalists are chosen from all of it")
     return finalists(rows(cells))
@@ -86,23 +76,16 @@ def main() -> int:
         _show(arguments.of, arguments.figures)
         return 0
     cells = STAGES[arguments.stage]()
-    _unpack(arguments.stage, cells, work)
+    results = RESULTS / f"{arguments.stage}.json"
+    grid.unpack(results, cells, work)
     if arguments.part is not None:
         first, step = arguments.part
         _make(cells[first::step], work)
         return 0
     _prepare(cells, work, arguments.processes)
-    failed = _in_processes(arguments)
-    _pack(arguments.stage, cells, work)
+    failed = grid.in_parts(__file__, arguments.stage, work, arguments.processes)
+    grid.pack(results, cells, work, command=f"python benchmarks/forgetting/run.py {arguments.stage}")
     return failed
-
-
-def _in_processes(arguments: argparse.Namespace) -> int:
-    count = arguments.processes
-    command = [sys.executable, __file__, arguments.stage, "--work", str(arguments.work), "--part"]
-    running = [subprocess.Popen([*command, str(number), str(count)]) for number in range(count)]
-    codes = [one.wait() for one in running]
-    return int(any(codes))
 
 
 def _make(cells: Sequence[Cell], work: Path) -> None:
@@ -110,17 +93,6 @@ def _make(cells: Sequence[Cell], work: Path) -> None:
         if not cell.kept(work).exists():
             result = result_of(cell, work)
             print(f"{number} of {len(cells)}: {cell.name}, {result['seconds']} s", flush=True)
-
-
-def _unpack(stage: str, cells: Sequence[Cell], work: Path) -> None:
-    """Put the cells of the committed results where a grid looks for them."""
-    from pluralign.storage import write_json
-
-    found = {one["digest"]: one for one in _read(stage)["cells"]}
-    for cell in cells:
-        if cell.digest in found and not cell.kept(work).exists():
-            cell.kept(work).parent.mkdir(parents=True, exist_ok=True)
-            write_json(cell.kept(work), found[cell.digest])
 
 
 def _prepare(cells: Sequence[Cell], work: Path, processes: int) -> None:
@@ -139,34 +111,11 @@ def prepare_world(seed: int, work: Path) -> None:
     Ground(seed, work).prepare()
 
 
-def _pack(stage: str, cells: Sequence[Cell], work: Path) -> None:
-    """Write the cells that there are into the results, one a line."""
-    from pluralign.storage import write_text
-
-    there = [json.loads(path.read_text(encoding="utf-8")) for cell in cells if (path := cell.kept(work)).exists()]
-    head = {"schema_version": SCHEMA_VERSION, "command": f"python benchmarks/forgetting/run.py {stage}", **_made_with()}
-    lines = ",\n".join(json.dumps(one, separators=(",", ":")) for one in there)
-    RESULTS.mkdir(exist_ok=True)
-    write_text(RESULTS / f"{stage}.json", f'{json.dumps(head)[:-1]}, "cells": [\n{lines}\n]}}\n')
-    print(f"{len(there)} of {len(cells)} cells in {RESULTS / stage}.json")
-
-
-def _read(stage: str) -> dict[str, Any]:
-    path = RESULTS / f"{stage}.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cells": []}
-    return found
-
-
-def _made_with() -> dict[str, Any]:
-    packages = ("pluralign", "torch", "transformers", "peft")
-    return {"machine": platform.processor() or platform.machine(), "versions": {one: version(one) for one in packages}}
-
-
 def _show(stage: str, figures: Path | None) -> None:
     import report
     from summary import best, markdown, rows
 
-    cells = _read(stage)["cells"]
+    cells = grid.read(RESULTS / f"{stage}.json")
     if not cells:
         raise SystemExit(f"there are no results of {stage} yet")
     if stage == "screen":

@@ -14,25 +14,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-for name, value in {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}.items():
-    os.environ.setdefault(name, value)
-sys.path.insert(0, str(Path(__file__).parents[1] / "forgetting"))
+BENCHMARKS = Path(__file__).parents[1]
+sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "forgetting")]
 
 from intervals import Estimate, estimate  # noqa: E402
 from methods import LEARNING_RATES, METHODS  # noqa: E402
 from world_cells import Cell, result_of  # noqa: E402
 
-from pluralign.storage import write_json, write_text  # noqa: E402
+import grid  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 TUNING_SEEDS = (1, 2)
@@ -48,7 +43,7 @@ def tune() -> list[Cell]:
 
 def report() -> list[Cell]:
     """Each method at its best rate."""
-    rates = best_rates(_read("tune"))
+    rates = best_rates(grid.read(RESULTS / "tune.json"))
     return [Cell(method, rates[method], seed) for seed in SEEDS for method in METHODS]
 
 
@@ -110,10 +105,11 @@ def main() -> int:
         print(json.dumps(result_of(Cell(arguments.method, arguments.learning_rate, arguments.seed), work), indent=1))
         return 0
     if arguments.stage == "table":
-        print(table(_read("report")))
+        print(table(grid.read(RESULTS / "report.json")))
         return 0
     cells = STAGES[arguments.stage]()
-    _unpack(arguments.stage, cells, work)
+    results = RESULTS / f"{arguments.stage}.json"
+    grid.unpack(results, cells, work)
     if arguments.part is not None:
         first, step = arguments.part
         for cell in cells[first::step]:
@@ -121,12 +117,9 @@ def main() -> int:
                 print(f"{cell.kept(work).stem}, {result_of(cell, work)['seconds']} s", flush=True)
         return 0
     _prepare({cell.seed for cell in cells}, work)
-    command = [sys.executable, __file__, arguments.stage, "--work", str(work), "--part"]
-    count = arguments.processes
-    running = [subprocess.Popen([*command, str(number), str(count)]) for number in range(count)]
-    codes = [one.wait() for one in running]
-    _pack(arguments.stage, cells, work)
-    return int(any(codes))
+    failed = grid.in_parts(__file__, arguments.stage, work, arguments.processes)
+    grid.pack(results, cells, work, command=f"python benchmarks/objectives/run.py {arguments.stage}")
+    return failed
 
 
 def _prepare(seeds: set[int], work: Path) -> None:
@@ -139,32 +132,6 @@ def _prepare(seeds: set[int], work: Path) -> None:
         ground.prepare()
         for method in METHODS.values():
             first_stage(method, ground, work)
-
-
-def _unpack(stage: str, cells: Sequence[Cell], work: Path) -> None:
-    """Put the cells of the committed results where a grid looks for them."""
-    found = {one["digest"]: one for one in _read(stage)}
-    for cell in cells:
-        if cell.digest in found and not cell.kept(work).exists():
-            cell.kept(work).parent.mkdir(parents=True, exist_ok=True)
-            write_json(cell.kept(work), found[cell.digest])
-
-
-def _pack(stage: str, cells: Sequence[Cell], work: Path) -> None:
-    there = [json.loads(path.read_text(encoding="utf-8")) for cell in cells if (path := cell.kept(work)).exists()]
-    versions = {one: version(one) for one in ("pluralign", "torch", "transformers", "peft")}
-    head = {"schema_version": 1, "command": f"python benchmarks/objectives/run.py {stage}", "versions": versions}
-    head["machine"] = platform.processor() or platform.machine()
-    lines = ",\n".join(json.dumps(one, separators=(",", ":")) for one in there)
-    RESULTS.mkdir(exist_ok=True)
-    write_text(RESULTS / f"{stage}.json", f'{json.dumps(head)[:-1]}, "cells": [\n{lines}\n]}}\n')
-    print(f"{len(there)} of {len(cells)} cells in {RESULTS / stage}.json")
-
-
-def _read(stage: str) -> list[dict[str, Any]]:
-    path = RESULTS / f"{stage}.json"
-    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.exists() else []
-    return found
 
 
 def _arguments() -> argparse.Namespace:

@@ -15,7 +15,8 @@ from typing import Any
 from ground import INSIDE, Ground
 from methods import BATCH, FIRST_RATE, FIRST_STEPS, METHODS, STEPS, Method
 
-from pluralign.storage import write_json, write_text
+import grid
+from pluralign.storage import write_text
 
 GROUPS = {"terse-002": 160, "formal-000": 80, "cheerful-001": 60, "bardic-004": 40}
 """Person whose taste is a group's -> the group's pairs. The smallest wants the opposite of the largest."""
@@ -43,11 +44,7 @@ class Cell:
 
 def result_of(cell: Cell, work: Path) -> dict[str, Any]:
     """A cell's result: from its file, or made now."""
-    path = cell.kept(work)
-    if not path.exists():
-        write_json(path, _made(cell, work))
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return grid.result_of(cell, work, lambda: _made(cell, work))
 
 
 def _made(cell: Cell, work: Path) -> dict[str, Any]:

@@ -20,9 +20,10 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "forgetting"
 @pytest.fixture(scope="module", autouse=True)
 def on_the_path() -> Iterator[None]:
     """The benchmark's modules import each other by their bare names."""
-    sys.path.insert(0, str(FOLDER))
+    sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
     yield
     sys.path.remove(str(FOLDER))
+    sys.path.remove(str(FOLDER.parent))
     for name in ("fronts", "intervals", "summary", "report", "recipes", "cells", "ground"):
         sys.modules.pop(name, None)
 

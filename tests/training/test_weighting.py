@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from pluralign.config import BaseAnchorConfig, GroupWeightingConfig, WeightingCo
 from pluralign.errors import InputError
 from pluralign.preferences.schema import Preference
 from pluralign.training import train
-from pluralign.training.batches import Draw
+from pluralign.training.batches import Draw, PreferenceCollator
 from pluralign.training.weighting import NO_GROUP, GroupAscent, Weighting
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "group_robust.json").read_text())
@@ -210,15 +211,38 @@ def test_the_best_checkpoint_is_that_of_the_worst_group(make_config: Any, make_r
     assert all(line["eval_worst_group/loss"] == max(line[f"eval_group/{n}/loss"] for n in "ab") for line in lines)
 
 
-def test_groups_drawn_as_often(make_config: Any, table: Any, metrics: Any) -> None:
-    training = {"num_train_epochs": 60, "per_device_train_batch_size": 17, "logging_steps": 1000}
-    even = metrics(train(grouped(make_config, table, "even", by="sampling", training=training)).output_dir)[-1]
-    plain = metrics(
-        train(grouped(make_config, table, "plain", by="worst", step_size=0.0, training=training)).output_dir
-    )[-1]
-    assert even["loss"] < 0.5
-    # The group of one row is seen a third of the time, as with the balanced loss.
-    assert even["group/c/loss"] == pytest.approx(plain["group/c/loss"], abs=0.1)
+@pytest.mark.parametrize("engine", ["bank", "trainer"])
+def test_groups_drawn_as_often(engine: str, make_config: Any, table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group of one row makes a third of what is trained on, in the bank and in the Trainer alike."""
+    drawn = Counter[str]()
+    original = PreferenceCollator.__call__
+
+    def counted(self: Any, examples: Any) -> Any:
+        drawn.update(str(example.row.preference.group) for example in examples)
+        return original(self, examples)
+
+    monkeypatch.setattr(PreferenceCollator, "__call__", counted)
+    train(grouped(make_config, table, by="sampling", engine=engine, training={"num_train_epochs": 20}))
+    assert drawn.total() == 20 * 17
+    assert drawn["c"] / drawn.total() == pytest.approx(1 / 3, abs=0.08)
+
+
+def test_bank_and_trainer_draw_the_same_rows(make_config: Any, table: Any, weights: Any) -> None:
+    runs = [train(grouped(make_config, table, engine, by="sampling", engine=engine)) for engine in ("bank", "trainer")]
+    torch.testing.assert_close(*(weights(run.adapters["_all"]) for run in runs), rtol=1e-4, atol=1e-6)
+
+
+def not_a_number(margin: torch.Tensor, *, beta: float, **_: Any) -> torch.Tensor:
+    return margin * torch.nan
+
+
+@pytest.mark.parametrize("update", ["step", "batch"])
+def test_a_loss_that_is_no_number_ends_the_training_with_its_reason(
+    update: str, make_config: Any, table: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "losses_of_mine", sys.modules[__name__])
+    config = grouped(make_config, table, update=update, loss={"type": "losses_of_mine:not_a_number"})
+    assert "the loss is not finite" in train(config).skipped["_all"]
 
 
 def test_a_group_that_is_only_held_out_has_no_weight(

@@ -88,8 +88,10 @@ def evaluate_people(
     check_questions(sets, encoder)
     rows = _referenced(base, held_out, cache, layout)
     people, missing = gather(adapters, rows, per=per, max_prompts=settings.max_prompts, seed=seed)
-    others = {name: _referenced(base, some, cache, layout) for name, some in (other_identities or {}).items()}
-    listening = Listening.of(others, adapters, per=per) if other_identities is not None else None
+    listening = None
+    if other_identities is not None:
+        others = {name: _referenced(base, some, cache, layout) for name, some in other_identities.items()}
+        listening = Listening.of(others, adapters, per=per)
     asked = set(people if only is None else only)
     pairs = {name: one.pairs for name, one in people.items()}
     run = _Run(
@@ -109,11 +111,7 @@ def evaluate_people(
         done=done,
     )
     results, failed = run.measure()
-    reasons = {
-        **(skipped or {}),
-        **{name: why for name, why in missing.items() if name not in (skipped or {})},
-        **failed,
-    }
+    reasons = {**missing, **(skipped or {}), **failed}
     return Evaluation(
         base=_base_section(run, sets),
         people=results,

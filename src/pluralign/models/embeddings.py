@@ -44,6 +44,7 @@ class Embeddings:
         self.kind, self.base = kind, base
         self._known: dict[str, Tensor] = {}
         self._size: int | None = None
+        self._encoder: _Encoder | None = None
 
     def of(self, rows: Sequence[Anchored]) -> list[Tensor]:
         """A vector for each row's prompt: [D] float32 on the CPU, the same D for all.
@@ -64,7 +65,9 @@ class Embeddings:
             return [hashed_ngrams(_words(row.preference.prompt)) for row in rows]
         if self.kind == "hidden":
             return _hidden(self.base, [row.encoded.prompt_ids for row in rows])
-        return _encoded(self.kind, [_words(row.preference.prompt) for row in rows], self.base)
+        if self._encoder is None:
+            self._encoder = _Encoder(self.kind, self.base.device)
+        return self._encoder.of([_words(row.preference.prompt) for row in rows])
 
     def _of_column(self, name: str, rows: Sequence[Anchored]) -> list[Tensor]:
         """Vectors that the table brings; zeros for a row without a side, which is in no contrast."""
@@ -141,25 +144,30 @@ def _hidden(base: Base, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
         return _in_batches(prompts, lambda batch: _pooled(model, batch, pad_id=base.tokenizer.pad_token_id))
 
 
-@torch.no_grad()
-def _encoded(name: str, texts: Sequence[str], base: Base) -> list[Tensor]:
-    """Mean of the last hidden states of another model, as sentence-transformers pools by default."""
-    from transformers import AutoModel, AutoTokenizer
+class _Encoder:
+    """Another model: mean of its last hidden states, as sentence-transformers pools by default."""
 
-    try:
+    def __init__(self, name: str, device: torch.device) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
         folder = _found(name)
         _check_pooling(folder)
         options = {"local_files_only": True, "trust_remote_code": False}
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        # Weights in a pickle are refused, as they are for the base.
-        model = AutoModel.from_pretrained(folder, use_safetensors=True, **options).to(base.device).eval()
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{KEY} is {name!r}, which cannot be loaded ({reason[:200]})", fix=_FIX) from None
-    longest = min(int(tokenizer.model_max_length), int(getattr(model.config, "max_position_embeddings", 512)))
-    ids = tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    return _in_batches(ids, lambda batch: _pooled(model, batch, pad_id=pad))
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
+            # Weights in a pickle are refused, as they are for the base.
+            self.model: Any = AutoModel.from_pretrained(folder, use_safetensors=True, **options).to(device).eval()
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{KEY} is {name!r}, which cannot be loaded ({reason[:200]})", fix=_FIX) from None
+
+    @torch.no_grad()
+    def of(self, texts: Sequence[str]) -> list[Tensor]:
+        limit = int(getattr(self.model.config, "max_position_embeddings", 512))
+        longest = min(int(self.tokenizer.model_max_length), limit)
+        ids = self.tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        return _in_batches(ids, lambda batch: _pooled(self.model, batch, pad_id=pad))
 
 
 def _check_pooling(folder: Path) -> None:

@@ -12,36 +12,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelerate.utils import gather_object
-from transformers import TrainingArguments
 
 from pluralign.config import TrainConfig
 from pluralign.errors import InputError
 from pluralign.models.anchoring import anchor_preferences, warn_of_losses
 from pluralign.models.base import load_base
-from pluralign.models.combined_references import check_reference
 from pluralign.models.encoding import Encoder
 from pluralign.models.given_models import model_encoder
 from pluralign.models.matmul import quick_matmul
 from pluralign.objectives import Objective
 from pluralign.objectives.losses import MISMATCHED
 from pluralign.preferences import Preference, data_hash, load_preferences, split_preferences
-from pluralign.preferences.conditioning import Conditioner
 from pluralign.training.anchor_prompts import AnchorPrompts
 from pluralign.training.arguments import training_arguments
-from pluralign.training.bank.capacity import check_bank, uses_bank
+from pluralign.training.bank.capacity import uses_bank
 from pluralign.training.bank.snapshots import take_up
 from pluralign.training.checkpoints import full_disk_explained
+from pluralign.training.checks import check_seats, check_sharding
 from pluralign.training.cluster import check_cluster, connected, train_on_cluster
 from pluralign.training.given import read_given
 from pluralign.training.growth import Growth, hashes_of, plan_growth, warn_of_learned_rows
-from pluralign.training.listeners import Listeners, check_identities
+from pluralign.training.listeners import Listeners
 from pluralign.training.mismatched import give_mismatched
 from pluralign.training.people import Census, Person, take_census
 from pluralign.training.record import Record
 from pluralign.training.runs import RunFolder, Standing
 from pluralign.training.shares import Share
 from pluralign.training.stages import first_stage, has_first_stage, second_stage
-from pluralign.training.weighting import check_best_metric, check_weighting, warn_of_unknown_groups
+from pluralign.training.weighting import check_best_metric, warn_of_unknown_groups
 from pluralign.training.worker import Worker
 
 if TYPE_CHECKING:
@@ -119,10 +117,10 @@ class Run:
         self.config, self.objective = config, Objective(config.loss, config.anchor)
         # What is trained: of a run with a first stage, the folder knows the configuration as it was given.
         self.staged = second_stage(config)
-        _check(self.staged)
+        check_seats(self.staged)
         self.folder = folder = RunFolder(config.output_dir)
         self.arguments = training_arguments(config.training, output_dir=folder.path, device=config.device)
-        _check_sharding(config, self.arguments)
+        check_sharding(config, self.arguments)
         self.together = uses_bank(config, self.arguments)
         check_best_metric(config, together=self.together)
         if config.engine == "ray":
@@ -338,56 +336,6 @@ class Run:
     def _wait(self) -> None:
         """Until every process is here: what one writes, the others must not find before they have looked."""
         self.arguments.distributed_state.wait_for_everyone()
-
-
-def _check(config: TrainConfig) -> None:
-    parameters = config.parameters
-    check_bank(config)
-    check_reference(config.reference)
-    check_identities(config.conditioning, config.evaluation)
-    check_weighting(config)
-    Conditioner(config.conditioning)
-    if config.reference.ema is not None and config.reference.compute == "forward":
-        raise InputError(
-            f"reference.ema is {config.reference.ema} and reference.compute is forward",
-            fix="The forward leaves the adapter out, and the reference follows it: take cached.",
-        )
-    if parameters.kind == "full" and parameters.per != "none":
-        raise InputError(
-            f"parameters.kind is full and parameters.per is {parameters.per}",
-            fix="A whole model for each would be its size many times: take kind lora, or per none.",
-        )
-    if parameters.kind == "full" and config.reference.compute == "forward":
-        raise InputError(
-            "reference.compute is forward and parameters.kind is full",
-            fix="The forward leaves the adapter out, and there is none: take cached.",
-        )
-    if parameters.kind == "full" and config.quantization != "none":
-        raise InputError(
-            f"quantization is {config.quantization} and parameters.kind is full",
-            fix="Quantized weights cannot be trained: take kind lora, or quantization none.",
-        )
-
-
-def _check_sharding(config: TrainConfig, arguments: TrainingArguments) -> None:
-    if (arguments.fsdp or arguments.deepspeed) and config.parameters.per != "none":
-        raise InputError(
-            f"the model is sharded (fsdp or deepspeed) and parameters.per is {config.parameters.per}",
-            where="training.extra_arguments",
-            fix="A sharded base cannot pass from one person to the next: take per none, or DDP (torchrun alone).",
-        )
-    if (arguments.fsdp or arguments.deepspeed) and config.reference.ema is not None:
-        raise InputError(
-            f"the model is sharded (fsdp or deepspeed) and reference.ema is {config.reference.ema}",
-            where="training.extra_arguments",
-            fix="No process has all weights to follow: take DDP (torchrun alone), or leave ema out.",
-        )
-    if (arguments.fsdp or arguments.deepspeed) and config.quantization != "none":
-        raise InputError(
-            f"the model is sharded (fsdp or deepspeed) and quantization is {config.quantization}",
-            where="training.extra_arguments",
-            fix="Shard it, or hold it in 4 bits.",
-        )
 
 
 def _read_probes(config: TrainConfig) -> list[ProbeSet]:

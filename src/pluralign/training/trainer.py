@@ -133,8 +133,10 @@ class PreferenceTrainer(Trainer):
         weight, group = inputs["weight"], inputs["group"]
         sums = self._groups.sums(weight * losses, group)
         if self.ascent.settings.update == "batch":
-            totals = self._sum_over_processes(self._groups.sums(weight, group))
-            self.ascent.move(self._sum_over_processes(sums).cpu(), totals.cpu(), rate=self._rate)
+            sums, totals = (self._sum_over_processes(one) for one in (sums, self._groups.sums(weight, group)))
+            # A loss that is no number is found before the step is made, and ends the training with its reason.
+            if bool(sums.isfinite().all()):
+                self.ascent.move(sums.cpu(), totals.cpu(), rate=self._rate)
         else:
             self._step_sums, totals = self._step_sums + sums, self._step_totals
         factors = self.ascent.row_factors(totals.cpu()) * float(totals.sum())
