@@ -79,18 +79,22 @@ def _ours() -> list[Recipe]:
         made("token-hinge3", 0.1, base(3.0, per_token=True)),
         made("hinge0.3 sampled", 0.1, base(0.3), SAMPLED),
         made("hinge0.3 nll1", 0.1, base(0.3) | nll(1.0)),
+        made("hinge0.3 nll1 sampled", 0.1, base(0.3) | nll(1.0), SAMPLED),
         made("hinge0.3 general", 0.1, base(0.3), general=0.5),
         made("hinge0.3 nll1 general", 0.1, base(0.3) | nll(1.0), general=0.5),
         made("hinge0.3 nll1 sampled general", 0.1, base(0.3) | nll(1.0), SAMPLED, general=0.5),
         made("b0.3 hinge0.3 nll1 general", 0.3, base(0.3) | nll(1.0), general=0.5),
         made("b1 hinge0.03 nll1", 1.0, base(0.03) | nll(1.0)),
+        made("b1 hinge0.03 nll1 sampled", 1.0, base(0.03) | nll(1.0), SAMPLED),
         made("b1 hinge0.03 nll1 general", 1.0, base(0.03) | nll(1.0), general=0.5),
         made("b1 hinge0.1 nll1 general", 1.0, base(0.1) | nll(1.0), general=0.5),
         made("b3 hinge0.01 nll1 general", 3.0, base(0.01) | nll(1.0), general=0.5),
         made("b1 hinge0.03 nll1 sampled general", 1.0, base(0.03) | nll(1.0), SAMPLED, general=0.5),
+        made("b0.3 hinge0.1 nll1 sampled general", 0.3, base(0.1) | nll(1.0), SAMPLED, general=0.5),
+        made("b0.3 hinge0.3 nll1 sampled general", 0.3, base(0.3) | nll(1.0), SAMPLED, general=0.5),
     ]
 
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*_baselines(), *_ours())}
-LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+LEARNING_RATES = (5e-4, 1e-3, 2e-3)
 """The trials of every recipe."""

@@ -50,7 +50,7 @@ def population() -> list[Cell]:
     plain, *rows = _finalists()
     chosen = [plain, *(next(row for row in rows if RECIPES[row.recipe].family == family) for family in ("dpo", OURS))]
     people = tuple(range(100))
-    return [Cell(row.recipe, row.learning_rate, seed, people, FEW_MARKS) for seed in SEEDS for row in chosen]
+    return [Cell(row.recipe, row.learning_rate, seed, people, FEW_MARKS) for seed in SEEDS[:3] for row in chosen]
 
 
 def _finalists() -> list[Any]:

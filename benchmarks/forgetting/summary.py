@@ -100,12 +100,14 @@ def best(found: Sequence[Row]) -> list[Row]:
 
 
 def finalists(found: Sequence[Row]) -> list[Row]:
-    """Who goes on from the screen: plain DPO, the best of each family of baselines beside it, three of ours."""
+    """Who goes on from the screen: plain DPO, the best of each family beside it, ours with and without more prompts."""
     ranked = best(found)
     plain = [row for row in ranked if row.recipe == PLAIN_DPO]
     others = [row for row in ranked if row.recipe != PLAIN_DPO]
     firsts = [next(row for row in others if RECIPES[row.recipe].family == family) for family in BASELINES]
-    return [*plain, *firsts, *[row for row in others if RECIPES[row.recipe].family == OURS][:3]]
+    ours = [row for row in others if RECIPES[row.recipe].family == OURS]
+    alone = next(row for row in ours if not RECIPES[row.recipe].general)
+    return [*plain, *firsts, *ours[:2], alone if alone not in ours[:2] else ours[2]]
 
 
 def _worth(row: Row) -> tuple[float, float]:

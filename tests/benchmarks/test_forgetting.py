@@ -115,6 +115,7 @@ def test_who_goes_on_is_decided_by_people_who_must_move() -> None:
     assert chosen[0].recipe == "dpo b0.1" and chosen[1].recipe == "dpo b1" and len(chosen) == 10
     assert {recipes[row.recipe].family for row in chosen[1:7]} == set(summary.BASELINES)
     assert chosen[7].recipe == "hinge0.3 general" and {row.learning_rate for row in chosen} == {1e-3}
+    assert not all(recipes[row.recipe].general for row in chosen[7:]), "nobody needs more prompts to begin with"
     lost = next(row for row in rows if row.recipe == "hinge0.1")
     assert lost.window == 0 and lost.windows["likes the base"] > 0
     assert "hinge0.3 general" in summary.markdown(chosen)
