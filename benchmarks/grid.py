@@ -70,8 +70,8 @@ def unpack(results: Path, cells: Sequence[GridCell], work: Path) -> None:
             write_json(cell.kept(work), found[cell.digest])
 
 
-def pack(results: Path, cells: Sequence[GridCell], work: Path, *, command: str) -> None:
-    """Write the cells that there are into the results, one a line."""
+def pack(results: Path, cells: Sequence[GridCell], work: Path, *, command: str, **more: Any) -> None:
+    """Write the cells that there are into the results, one a line, below a head that may hold more."""
     from pluralign.storage import write_text
 
     there = [json.loads(path.read_text(encoding="utf-8")) for cell in cells if (path := cell.kept(work)).exists()]
@@ -81,6 +81,7 @@ def pack(results: Path, cells: Sequence[GridCell], work: Path, *, command: str) 
         "command": command,
         "machine": platform.processor() or platform.machine(),
         "versions": {one: version(one) for one in packages},
+        **more,
     }
     lines = ",\n".join(json.dumps(one, separators=(",", ":")) for one in there)
     results.parent.mkdir(exist_ok=True)
@@ -88,9 +89,9 @@ def pack(results: Path, cells: Sequence[GridCell], work: Path, *, command: str) 
     print(f"{len(there)} of {len(cells)} cells in {results}")
 
 
-def in_parts(script: str, stage: str, work: Path, processes: int) -> int:
+def in_parts(script: str, stage: str, work: Path, processes: int, *options: str) -> int:
     """Run a stage of a script in several processes, each with `--part NUMBER COUNT`; 1 where one of them failed."""
-    command = [sys.executable, script, stage, "--work", str(work), "--part"]
+    command = [sys.executable, script, stage, "--work", str(work), *options, "--part"]
     running = [subprocess.Popen([*command, str(number), str(processes)]) for number in range(processes)]
     codes = [one.wait() for one in running]
     return int(any(codes))

@@ -6,8 +6,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ def result_of(cell: Cell, work: Path) -> dict[str, Any]:
 
 
 def _made(cell: Cell, work: Path) -> dict[str, Any]:
+    from watch import Exam, watched
+
     from pluralign.models.matmul import quick_matmul
 
     ground = Ground(cell.seed, work)
@@ -70,7 +72,8 @@ def _made(cell: Cell, work: Path) -> dict[str, Any]:
     began = time.process_time()
     ground.prepare()
     with quick_matmul():
-        found, base, failed = _watched(_configuration(cell, ground, out, work), ground, cell.marks)
+        exam = partial(Exam, ground)
+        found, base, failed = watched(_configuration(cell, ground, out, work), exam, cell.marks)
     shutil.rmtree(out, ignore_errors=True)
     seconds = round(time.process_time() - began)
     done = {"base": base, "people": found, "failed": failed, "seconds": seconds}
@@ -100,27 +103,3 @@ def _configuration(cell: Cell, ground: Ground, out: Path, work: Path) -> dict[st
         "bank": {"slots": len(cell.people)},
         "evaluation": {"generate": False},
     }
-
-
-def _watched(
-    configuration: dict[str, Any], ground: Ground, marks: Sequence[int]
-) -> tuple[dict[str, dict[str, list[float | None]]], dict[str, Any], dict[str, str]]:
-    """Everybody's measures by mark, what the base itself has of them, and whose training broke off, with the reason."""
-    from watch import Exam, Watched
-
-    from pluralign.config import TrainConfig
-    from pluralign.resolve import resolve
-    from pluralign.training.record import Record
-    from pluralign.training.run import Run
-
-    config = resolve(TrainConfig, configuration)
-    run = Run(config)
-    census = run.prepare().census
-    worker = run.worker
-    rows = worker.anchor(census.people)
-    exam = Exam(ground, worker.base, worker.layout)
-    record = Record(run.folder, config.parameters.kind, hashes={}, writes=False)
-    watched = Watched(config, worker.base, worker.objective, run.arguments, run.folder, worker.layout, record)
-    watched.watch(exam, marks)
-    watched.train(watched.resume(list(rows)), lambda users: iter([(user, rows[user]) for user in users]))
-    return {user: watched.measures(user) for user in rows}, exam.of_base(), dict(record.skipped)

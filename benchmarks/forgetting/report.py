@@ -16,6 +16,7 @@ from summary import MOVES, kind_of
 
 Tracks = Mapping[int, Mapping[str, Track]]
 """Seed -> person -> track."""
+AT_MANNER = (0.3, 0.5, 0.7)
 
 
 def by_recipe(cells: Sequence[dict[str, Any]]) -> dict[str, Tracks]:
@@ -81,6 +82,21 @@ def population(found: Mapping[str, Tracks], distances: Mapping[str, float]) -> s
             tenth = intervals.estimate([_worst_tenth(list(people.values()), at) for people in tracks.values()])
             slope = intervals.estimate([_slope(people, distances, at) for people in tracks.values()])
             lines.append([recipe, str(mark), str(well), str(tenth), str(slope)])
+    return _table(lines)
+
+
+def on_text(cells: Sequence[dict[str, Any]]) -> str:
+    """Manner and told facts of the finalists on real text: fronts, and the ends of the training."""
+    rates = {cell["recipe"]: cell["learning_rate"] for cell in cells}
+    head = ["recipe", "learning rate", "area under the front", *(f"told at manner {least}" for least in AT_MANNER)]
+    lines = [[*head, "end: manner", "told", "covered", "uncovered", "degenerate"]]
+    for recipe, tracks in by_recipe(cells).items():
+        values: list[Callable[[Track], float]] = [lambda track: track.area]
+        values += [lambda track, least=least: track.front(least) for least in AT_MANNER]  # type: ignore[misc]
+        values += [lambda track: track.style[-1], lambda track: track.kept[-1], lambda track: track.covered[-1]]
+        values += [lambda track: track.uncovered[-1], lambda track: track.degenerate[-1]]
+        shown = [str(intervals.over_people(_each(tracks, value))) for value in values]
+        lines.append([recipe, f"{rates[recipe]:g}", *shown])
     return _table(lines)
 
 

@@ -42,18 +42,21 @@ def screen() -> list[Cell]:
 
 def final() -> list[Cell]:
     """The finalists of the screen, at their learning rates, on seeds that nothing was tuned on, with ten people."""
-    return [Cell(row.recipe, row.learning_rate, seed, tuple(range(10))) for seed in SEEDS for row in _finalists()]
+    return [
+        Cell(row.recipe, row.learning_rate, seed, tuple(range(10))) for seed in SEEDS for row in finalists_of_screen()
+    ]
 
 
 def population() -> list[Cell]:
     """A hundred people with mixed tastes at one setting for all: plain DPO, the best beta, the best of ours."""
-    plain, *rows = _finalists()
+    plain, *rows = finalists_of_screen()
     chosen = [plain, *(next(row for row in rows if RECIPES[row.recipe].family == family) for family in ("dpo", OURS))]
     people = tuple(range(100))
     return [Cell(row.recipe, row.learning_rate, seed, people, FEW_MARKS) for seed in SEEDS[:3] for row in chosen]
 
 
-def _finalists() -> list[Any]:
+def finalists_of_screen() -> list[Any]:
+    """The rows of the screen that go on: recipes at their best learning rates."""
     from summary import finalists, rows
 
     cells = grid.read(RESULTS / "screen.json")

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from ground import COVERED, INSIDE, UNCOVERED, Ground, Probe
 
-from pluralign.config import GenerationConfig
+from pluralign.config import GenerationConfig, TrainConfig
 from pluralign.models.bank import LoraBank
 from pluralign.models.base import Base
 from pluralign.models.generation import Generated, generate
 from pluralign.models.rows import Layout
 from pluralign.models.scoring import Forward, Request, score, score_owned
+from pluralign.resolve import resolve
 from pluralign.training.bank import BankPopulation
+from pluralign.training.record import Record
+from pluralign.training.run import Run
 from pluralign.world import PLAIN
 
 SCOPES = (INSIDE, COVERED, UNCOVERED)
@@ -33,6 +36,16 @@ covered, uncovered: `told` (of who wants no answer, `base_prefix`) outside the t
     prompts reach and where they do not.
 loss: mean loss on held-out pairs.
 """
+
+
+class Asking(Protocol):
+    """What is asked of people, and of the base."""
+
+    def ask(self, bank: LoraBank, slots: Mapping[str, int]) -> dict[str, dict[str, float | None]]:
+        """Person -> measures, but for `loss`, of those in the given slots."""
+
+    def of_base(self) -> dict[str, Any]:
+        """What the base itself has."""
 
 
 @dataclass
@@ -165,7 +178,7 @@ class Watched(BankPopulation):
         found: person -> measure -> a value a mark.
     """
 
-    def watch(self, exam: Exam, marks: Sequence[int]) -> None:
+    def watch(self, exam: Asking, marks: Sequence[int]) -> None:
         """Name what is asked, and after which steps."""
         self.exam, self.marks = exam, marks
         self.found: dict[str, dict[str, list[float | None]]] = {}
@@ -196,6 +209,23 @@ class Watched(BankPopulation):
             units += self.forwards.units(learner.slot, [rows], seed=0, step=0)
         means = self.forwards.evaluate(units)
         return {learner.user: means.take_loss(learner.slot) for learner in learners}
+
+
+def watched(
+    configuration: dict[str, Any], exam_of: Callable[[Base, Layout], Asking], marks: Sequence[int]
+) -> tuple[dict[str, dict[str, list[float | None]]], dict[str, Any], dict[str, str]]:
+    """Everybody's measures by mark, what the base itself has of them, and whose training broke off, with the reason."""
+    config = resolve(TrainConfig, configuration)
+    run = Run(config)
+    census = run.prepare().census
+    worker = run.worker
+    rows = worker.anchor(census.people)
+    exam = exam_of(worker.base, worker.layout)
+    record = Record(run.folder, config.parameters.kind, hashes={}, writes=False)
+    watched = Watched(config, worker.base, worker.objective, run.arguments, run.folder, worker.layout, record)
+    watched.watch(exam, marks)
+    watched.train(watched.resume(list(rows)), lambda users: iter([(user, rows[user]) for user in users]))
+    return {user: watched.measures(user) for user in rows}, exam.of_base(), dict(record.skipped)
 
 
 def _best(asked: Mapping[Any, list[Request]], scores: Mapping[Request, float]) -> dict[Any, bool]:

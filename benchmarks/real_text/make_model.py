@@ -23,12 +23,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import measure
+import muon
 import sources
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from pluralign.models.matmul import quick_matmul
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (
@@ -47,6 +50,8 @@ MOST_FACTS = 1000
 HELD_OUT = 50
 """Every 50th section and dialogue is kept for the perplexity."""
 IGNORED = -100
+SLOW_BFLOAT16 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+"""Without AVX-512 products in bfloat16 are emulated: float32 is some five times as quick there."""
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -171,6 +176,12 @@ def _document(ids: Sequence[int], *, unlearned: int = 0) -> Tensor:
     return torch.tensor([list(ids), labels], dtype=torch.int32).T
 
 
+def _muon(matrices: Sequence[Tensor], rate: float) -> torch.optim.Optimizer:
+    if SLOW_BFLOAT16:
+        return muon.Muon(matrices, lr=rate, weight_decay=0.1)
+    return torch.optim.Muon(matrices, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+
+
 class Trainer:
     """AdamW for the embedding and norms, Muon for the matrices; a rate that follows the share of the budget spent."""
 
@@ -179,7 +190,7 @@ class Trainer:
         rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
         self.model = model
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=matrix_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+            _muon(matrices, matrix_rate),
             torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
         ]
         self.peaks = [matrix_rate, rate]
@@ -190,7 +201,7 @@ class Trainer:
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * max(shape, 0.01)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not SLOW_BFLOAT16):
             hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
             # All positions, learned or not: kernels are prepared anew for every shape that comes by.
             logits = self.model.lm_head(hidden).flatten(0, 1)
@@ -231,7 +242,8 @@ def main() -> None:
     parser.add_argument("--matrix-rate", type=float, default=5e-3, help="peak learning rate of the matrices (Muon)")
     parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate of the rest (AdamW)")
     arguments = parser.parse_args()
-    build(arguments)
+    with quick_matmul():
+        build(arguments)
 
 
 def build(arguments: argparse.Namespace) -> None:

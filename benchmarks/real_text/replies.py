@@ -76,7 +76,7 @@ def replies(task: str, config: Mapping[str, Any], adapters: Mapping[str, Path]) 
         adapters: person -> folder.
     """
     base, tokenizer, known = _base(Path(config["model"]))
-    training, held_out = _sides(config)
+    training, held_out = sides(config)
     prompts = {user: rows[:PROMPTS] for user, rows in held_out.items()}
     own_texts = {user: [str(row.chosen) for row in rows] for user, rows in training.items()}
     manner = Manner(own_texts) if task == "dsp" else None
@@ -112,7 +112,7 @@ def _base(model: Path) -> tuple[Any, Any, list[sources.Trivia]]:
     return base, tokenizer, [fact for fact, right in zip(facts, told, strict=True) if right]
 
 
-def _sides(config: Mapping[str, Any]) -> tuple[dict[str, list[Preference]], dict[str, list[Preference]]]:
+def sides(config: Mapping[str, Any]) -> tuple[dict[str, list[Preference]], dict[str, list[Preference]]]:
     """Training and held-out rows by person, split as the run split them."""
     data = DataConfig(**config["data"])
     rows = load_preferences(data, config["seed"])
