@@ -9,8 +9,6 @@ Settings = dict[str, Any]
 TAG: Settings = {"system": "Group: {group}"}
 META: Settings = {"system": "{system_info}\n{user_info}"}
 UNTOLD: Settings = {"system": "", "template": ""}
-FIRST_STEPS, STEPS, BATCH = 260, 100, 16
-FIRST_RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -56,5 +54,5 @@ METHODS: dict[str, Method] = {
     "metaalign": Method("metaalign", conditioning=META),
 }
 """`compo` is not among them: with a first stage and the group in the prompt, it is the row of `dpo`."""
-LEARNING_RATES = (3e-5, 1e-4, 3e-4)
-"""The trials of every method."""
+LEARNING_RATES = {"world": (3e-5, 1e-4, 3e-4), "hh": (1e-4, 3e-4, 1e-3), "personas": (1e-4, 3e-4, 1e-3)}
+"""What is trained on -> the trials of every method."""

@@ -1,13 +1,15 @@
 """Every offline preset at equal compute: one policy for groups of unequal size and opposed tastes, after one SFT.
 
-    python benchmarks/objectives/run.py tune      # every method at every learning rate, on two tuning seeds
+    python benchmarks/objectives/run.py tune      # every method at every learning rate, on tuning seeds
     python benchmarks/objectives/run.py report    # each at its best rate, on five other seeds
     python benchmarks/objectives/run.py table     # from the committed results
-    python benchmarks/objectives/run.py cell --method gr-dpo --learning-rate 1e-3 --seed 1
+    python benchmarks/objectives/run.py cell --method gr-dpo --learning-rate 1e-4 --seed 1
 
-A stage is a grid of cells; one takes about half a minute of one core, the model of a seed's world some minutes once.
-Cells that are there, below `--work` or in the results, are not made again. Worlds, models, probes and intervals are
-those of `benchmarks/forgetting`.
+All of them on the world; `--on hh` and `--on personas` are real text, and need `--data` and `--model`
+(docs/real-text.md).
+A stage is a grid of cells; one takes about half a minute of one core, the model of a world some minutes once. Cells
+that are there, below `--work` or in the results, are not made again. Worlds, models, probes and intervals are those of
+`benchmarks/forgetting`.
 """
 
 from __future__ import annotations
@@ -23,28 +25,41 @@ from typing import Any
 BENCHMARKS = Path(__file__).parents[1]
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "forgetting")]
 
+import real_cells  # noqa: E402
+import world_cells  # noqa: E402
 from intervals import Estimate, estimate  # noqa: E402
 from methods import LEARNING_RATES, METHODS  # noqa: E402
-from world_cells import Cell, result_of  # noqa: E402
 
 import grid  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
-TUNING_SEEDS = (1, 2)
-SEEDS = (11, 12, 13, 14, 15)
+TUNING_SEEDS = {"world": (1, 2), "hh": (100,), "personas": (100,)}
+SEEDS = {"world": (11, 12, 13, 14, 15), "hh": (0, 1, 2, 3, 4), "personas": (0, 1, 2, 3, 4)}
 AGAINST = "dpo"
 MEASURES = ("worst served", "mean served", "worst style", "mean kept")
+AnyCell = world_cells.Cell | real_cells.RealCell
 
 
-def tune() -> list[Cell]:
+def cell_of(on: str, method: str, rate: float, seed: int) -> AnyCell:
+    """What is made on the world or on a population of real text."""
+    if on == "world":
+        return world_cells.Cell(method, rate, seed)
+    return real_cells.RealCell(on, method, rate, seed)
+
+
+def tune(on: str) -> list[AnyCell]:
     """The trials: as many for every method."""
-    return [Cell(method, rate, seed) for seed in TUNING_SEEDS for rate in LEARNING_RATES for method in METHODS]
+    rates, seeds = LEARNING_RATES[on], TUNING_SEEDS[on]
+    return [cell_of(on, method, rate, seed) for seed in seeds for rate in rates for method in METHODS]
 
 
-def report() -> list[Cell]:
+def report(on: str) -> list[AnyCell]:
     """Each method at its best rate."""
-    rates = best_rates(grid.read(RESULTS / "tune.json"))
-    return [Cell(method, rates[method], seed) for seed in SEEDS for method in METHODS]
+    cells = grid.read(RESULTS / f"{on}-tune.json")
+    if {cell.digest for cell in tune(on)} - {cell["digest"] for cell in cells}:
+        raise SystemExit("the trials are not finished: rates are chosen from all of them")
+    rates = best_rates(cells)
+    return [cell_of(on, method, rates[method], seed) for seed in SEEDS[on] for method in METHODS]
 
 
 def best_rates(cells: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -54,8 +69,6 @@ def best_rates(cells: Sequence[dict[str, Any]]) -> dict[str, float]:
         values = measures(cell)
         rates = found.setdefault(cell["method"], {})
         rates.setdefault(cell["learning_rate"], []).append((values["worst served"], values["mean kept"]))
-    if {cell.digest for cell in tune()} - {cell["digest"] for cell in cells}:
-        raise SystemExit("the trials are not finished: rates are chosen from all of them")
     return {
         method: max(rates, key=lambda rate: tuple(mean(part) for part in zip(*rates[rate], strict=True)))
         for method, rates in found.items()
@@ -100,48 +113,60 @@ STAGES = {"tune": tune, "report": report}
 
 def main() -> int:
     arguments = _arguments()
+    on, stage = arguments.on, arguments.stage
+    if stage == "table":
+        print(table(grid.read(RESULTS / f"{on}-report.json")))
+        return 0
+    if stage == "cell":
+        cell = cell_of(on, arguments.method, arguments.learning_rate, arguments.seed)
+        print(json.dumps(_made(cell, arguments), indent=1))
+        return 0
     work = arguments.work.resolve()
-    if arguments.stage == "cell":
-        print(json.dumps(result_of(Cell(arguments.method, arguments.learning_rate, arguments.seed), work), indent=1))
-        return 0
-    if arguments.stage == "table":
-        print(table(grid.read(RESULTS / "report.json")))
-        return 0
-    cells = STAGES[arguments.stage]()
-    results = RESULTS / f"{arguments.stage}.json"
+    cells, results = STAGES[stage](on), RESULTS / f"{on}-{stage}.json"
     grid.unpack(results, cells, work)
     if arguments.part is not None:
         first, step = arguments.part
         for cell in cells[first::step]:
             if not cell.kept(work).exists():
-                print(f"{cell.kept(work).stem}, {result_of(cell, work)['seconds']} s", flush=True)
+                print(f"{cell.kept(work).stem}, {_made(cell, arguments)['seconds']} s", flush=True)
         return 0
-    _prepare({cell.seed for cell in cells}, work)
-    failed = grid.in_parts(__file__, arguments.stage, work, arguments.processes)
-    grid.pack(results, cells, work, command=f"python benchmarks/objectives/run.py {arguments.stage}")
+    for seed in sorted({cell.seed for cell in cells}):
+        _prepare(seed, arguments)
+    options = ("--on", on, "--data", str(arguments.data.resolve()), "--model", str(arguments.model.resolve()))
+    failed = grid.in_parts(__file__, stage, work, arguments.processes, *options)
+    beside = "" if on == "world" else f" --on {on} --data DIR --model MODEL"
+    grid.pack(results, cells, work, command=f"python benchmarks/objectives/run.py {stage}{beside}")
     return failed
 
 
-def _prepare(seeds: set[int], work: Path) -> None:
-    """Make what several processes would else make at the same time."""
-    from ground import Ground
-    from world_cells import first_stage
+def _made(cell: AnyCell, arguments: argparse.Namespace) -> dict[str, Any]:
+    if isinstance(cell, world_cells.Cell):
+        return world_cells.result_of(cell, arguments.work.resolve())
+    return real_cells.result_of(cell, _texts(arguments))
 
-    for seed in sorted(seeds):
-        ground = Ground(seed, work)
-        ground.prepare()
-        for method in METHODS.values():
-            first_stage(method, ground, work)
+
+def _prepare(seed: int, arguments: argparse.Namespace) -> None:
+    if arguments.on == "world":
+        world_cells.prepare(seed, arguments.work.resolve())
+    else:
+        _texts(arguments).prepare(arguments.on, seed)
+
+
+def _texts(arguments: argparse.Namespace) -> real_cells.Texts:
+    return real_cells.Texts(arguments.data.resolve(), arguments.model.resolve(), arguments.work.resolve())
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=[*STAGES, "cell", "table"])
-    parser.add_argument("--work", type=Path, default=Path("runs/objectives"), help="models, caches, cells")
+    parser.add_argument("--on", choices=list(SEEDS), default="world", help="the world, or a population of real text")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="the data folder")
+    parser.add_argument("--model", type=Path, default=Path("model"), help="folder of the small model")
+    parser.add_argument("--work", type=Path, default=Path("runs/objectives"), help="models, tables, caches, cells")
     parser.add_argument("--processes", type=int, default=1, help="one a core")
     parser.add_argument("--part", type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--method", choices=list(METHODS), default=AGAINST)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ground import INSIDE, Ground
-from methods import BATCH, FIRST_RATE, FIRST_STEPS, METHODS, STEPS, Method
+from methods import METHODS
+from two_stages import Budget, Setting, system_prompt, tables, turns
 
 import grid
-from pluralign.storage import write_text
 
 GROUPS = {"terse-002": 160, "formal-000": 80, "cheerful-001": 60, "bardic-004": 40}
 """Person whose taste is a group's -> the group's pairs. The smallest wants the opposite of the largest."""
+BUDGET = Budget(first_steps=260, first_rate=1e-3, steps=100, batch=16)
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Cell:
     @property
     def digest(self) -> str:
         """Of everything that decides the result but versions."""
-        what = [asdict(self), asdict(METHODS[self.method]), GROUPS, FIRST_STEPS, FIRST_RATE, STEPS, BATCH]
+        what = [asdict(self), asdict(METHODS[self.method]), GROUPS, BUDGET.digest]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
     def kept(self, work: Path) -> Path:
@@ -48,105 +49,47 @@ def result_of(cell: Cell, work: Path) -> dict[str, Any]:
 
 
 def _made(cell: Cell, work: Path) -> dict[str, Any]:
-    from pluralign.config import TrainConfig
     from pluralign.models.matmul import quick_matmul
-    from pluralign.resolve import resolve
-    from pluralign.training import train
 
     ground, began = Ground(cell.seed, work), time.process_time()
     out = work / "runs" / cell.kept(work).stem
     shutil.rmtree(out, ignore_errors=True)
     with quick_matmul():
-        adapter = train(resolve(TrainConfig, _configuration(cell, ground, out, work))).adapters["_all"]
+        adapter = setting(ground, work).second_stage(METHODS[cell.method], cell.learning_rate, out)
         groups = _asked(ground, adapter, cell)
     shutil.rmtree(out, ignore_errors=True)
     return {**asdict(cell), "digest": cell.digest, "groups": groups, "seconds": round(time.process_time() - began)}
 
 
-def _configuration(cell: Cell, ground: Ground, out: Path, work: Path) -> dict[str, Any]:
-    method = METHODS[cell.method]
-    first = str(first_stage(method, ground, work))
-    models = [first if name == "first" else name for name in method.references]
-    values = {**_common(ground, work), **method.changes}
-    return {
-        **values,
-        "method": method.preset,
-        "data": {"path": str(tables(ground)[method.unpaired]), "validation": 0.0},
-        "output_dir": str(out),
-        "conditioning": method.conditioning,
-        "parameters": {"per": "none", "start": first},
-        "reference": {"models": models},
-        "training": _training(STEPS, cell.learning_rate, 2 * BATCH if method.unpaired else BATCH),
-    }
+def setting(ground: Ground, work: Path) -> Setting:
+    """Model and tables of a world."""
+    name = "groups-" + "-".join(map(str, GROUPS.values()))
+    made = tables(ground.folder, name, lambda: _rows(ground))
+    return Setting(ground.model, made, ground.folder, work / "cache", ground.seed, BUDGET)
 
 
-def first_stage(method: Method, ground: Ground, work: Path) -> Path:
-    """The adapter after supervised fine-tuning on the chosen responses: one for all methods with the same prompts."""
-    from pluralign.config import TrainConfig
-    from pluralign.resolve import resolve
-    from pluralign.training import train
-
-    digest = hashlib.sha256(json.dumps([method.conditioning, GROUPS, FIRST_STEPS]).encode()).hexdigest()[:8]
-    values = {
-        **_common(ground, work),
-        "method": "sft",
-        "data": {"path": str(tables(ground)[0]), "validation": 0.0},
-        "output_dir": str(ground.folder / f"first-{digest}"),
-        "conditioning": method.conditioning,
-        "parameters": {"per": "none"},
-        "training": _training(FIRST_STEPS, FIRST_RATE, BATCH),
-    }
-    return train(resolve(TrainConfig, values)).adapters["_all"]
+def prepare(seed: int, work: Path) -> None:
+    """Make what several processes would else make at the same time."""
+    ground = Ground(seed, work)
+    ground.prepare()
+    setting(ground, work).prepare()
 
 
-def _common(ground: Ground, work: Path) -> dict[str, Any]:
-    return {
-        "model": str(ground.model),
-        "cache_dir": str(work / "cache"),
-        "seed": ground.seed,
-        "evaluation": {"generate": False},
-    }
-
-
-def _training(steps: int, rate: float, batch: int) -> dict[str, Any]:
-    return {
-        "max_steps": steps,
-        "per_device_train_batch_size": batch,
-        "learning_rate": rate,
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": 10,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "logging_steps": steps,
-    }
-
-
-def tables(ground: Ground) -> tuple[Path, Path]:
-    """The pairs of all groups, and the same as completions with verdicts."""
-    folder = ground.folder
-    paths = folder / "groups.jsonl", folder / "groups-unpaired.jsonl"
-    if not all(path.exists() for path in paths):
-        people = {user.id: user for user in ground.world.users(10)}
-        rows = [row for name, pairs in GROUPS.items() for row in ground.world.preferences([people[name]], pairs)]
-        for row in rows:
-            row["rejected"] = [{"role": "assistant", "content": _unwanted(ground, row)}]
-            row |= {"system_info": "You are an assistant.", "user_info": f"I like answers that are {row['group']}."}
-        keys = ("user", "group", "prompt", "system_info", "user_info")
-        singles = [
-            {**{key: row[key] for key in keys}, "completion": row[side], "label": side == "chosen"}
-            for row in rows
-            for side in ("chosen", "rejected")
-        ]
-        for path, table in zip(paths, (rows, singles), strict=True):
-            write_text(path, "".join(json.dumps(row) + "\n" for row in table))
-    return paths
+def _rows(ground: Ground) -> list[dict[str, Any]]:
+    people = {user.id: user for user in ground.world.users(10)}
+    rows = [row for name, pairs in GROUPS.items() for row in ground.world.preferences([people[name]], pairs)]
+    kept = ("user", "group", "prompt", "chosen")
+    return [
+        {**{key: row[key] for key in kept}, "rejected": [{"role": "assistant", "content": _unwanted(ground, row)}]}
+        for row in rows
+    ]
 
 
 def _unwanted(ground: Ground, row: dict[str, Any]) -> str:
     """What another group wants to hear: the groups are opposed to each other, and not to the base alone."""
     item = ground.world.find(row["prompt"])
     assert item is not None
-    others = [name for name in (user.rpartition("-")[0] for user in GROUPS) if name != row["group"]]
+    others = [style for style in map(_style, GROUPS) if style != row["group"]]
     return item.say(random.Random(f"{ground.seed}/{row['group']}/{item.id}").choice(others))
 
 
@@ -161,27 +104,31 @@ def _asked(ground: Ground, adapter: Path, cell: Cell) -> dict[str, dict[str, flo
     settings = GenerationConfig(max_new_tokens=40, batch_size=256)
 
     def answers(model: Any, system: str) -> list[Any]:
-        turns = [
-            [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": probe.question}]
+        template = base.tokenizer.apply_chat_template
+        prompts = [
+            template(
+                turns(system, [{"role": "user", "content": probe.question}]),
+                tokenize=True,
+                add_generation_prompt=True,
+                return_dict=False,
+            )
             for probe in ground.probes
         ]
-        template = base.tokenizer.apply_chat_template
-        prompts = [template(turn, tokenize=True, add_generation_prompt=True, return_dict=False) for turn in turns]
         return generate(model, base.tokenizer, prompts, settings)
 
     plain = zip(ground.probes, answers(base.model, ""), strict=True)
     told = [_judged(ground, probe, one, None).right is True for probe, one in plain]
     policy = load_adapter(base, adapter)
-    found = {user: _measures(ground, user, answers(policy, _system(cell, user)), told) for user in GROUPS}
+    found = {
+        user: _measures(ground, user, answers(policy, system_prompt(cell.method, _style(user))), told)
+        for user in GROUPS
+    }
     detach_adapter(policy)
     return found
 
 
-def _system(cell: Cell, user: str) -> str:
-    style = user.rpartition("-")[0]
-    return str(METHODS[cell.method].conditioning["system"]).format(
-        group=style, system_info="You are an assistant.", user_info=f"I like answers that are {style}."
-    )
+def _style(user: str) -> str:
+    return user.rpartition("-")[0]
 
 
 def _judged(ground: Ground, probe: Any, answer: Any, user: str | None) -> Any:
