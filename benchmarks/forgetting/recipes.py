@@ -86,6 +86,7 @@ def _ours() -> list[Recipe]:
         made("b0.3 hinge0.3 nll1 general", 0.3, base(0.3) | nll(1.0), general=0.5),
         made("b1 hinge0.03 nll1", 1.0, base(0.03) | nll(1.0)),
         made("b1 hinge0.03 nll1 sampled", 1.0, base(0.03) | nll(1.0), SAMPLED),
+        made("b0.3 hinge0.1 nll1 sampled", 0.3, base(0.1) | nll(1.0), SAMPLED),
         made("b1 hinge0.03 nll1 general", 1.0, base(0.03) | nll(1.0), general=0.5),
         made("b1 hinge0.1 nll1 general", 1.0, base(0.1) | nll(1.0), general=0.5),
         made("b3 hinge0.01 nll1 general", 3.0, base(0.01) | nll(1.0), general=0.5),
