@@ -71,10 +71,16 @@ def unpack(results: Path, cells: Sequence[GridCell], work: Path) -> None:
 
 
 def pack(results: Path, cells: Sequence[GridCell], work: Path, *, command: str, **more: Any) -> None:
-    """Write the cells that there are into the results, one a line, below a head that may hold more."""
+    """Write the cells that there are into the results."""
+    there = [json.loads(path.read_text(encoding="utf-8")) for cell in cells if (path := cell.kept(work)).exists()]
+    write(results, there, command=command, **more)
+    print(f"{len(there)} of {len(cells)} cells in {results}")
+
+
+def write(results: Path, cells: Sequence[dict[str, Any]], *, command: str, **more: Any) -> None:
+    """Write a file of results: a head with the command, the machine and versions, and one cell a line."""
     from pluralign.storage import write_text
 
-    there = [json.loads(path.read_text(encoding="utf-8")) for cell in cells if (path := cell.kept(work)).exists()]
     packages = ("pluralign", "torch", "transformers", "peft")
     head = {
         "schema_version": SCHEMA_VERSION,
@@ -83,10 +89,9 @@ def pack(results: Path, cells: Sequence[GridCell], work: Path, *, command: str, 
         "versions": {one: version(one) for one in packages},
         **more,
     }
-    lines = ",\n".join(json.dumps(one, separators=(",", ":")) for one in there)
+    lines = ",\n".join(json.dumps(one, separators=(",", ":")) for one in cells)
     results.parent.mkdir(exist_ok=True)
     write_text(results, f'{json.dumps(head)[:-1]}, "cells": [\n{lines}\n]}}\n')
-    print(f"{len(there)} of {len(cells)} cells in {results}")
 
 
 def in_parts(script: str, stage: str, work: Path, processes: int, *options: str) -> int:
