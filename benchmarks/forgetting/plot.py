@@ -53,6 +53,26 @@ def trainings(recipes: Mapping[str, Sequence[Track]], path: Path) -> None:
     _save(figure, path)
 
 
+def dose(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Estimate]]]], path: Path) -> None:
+    """What people at a distance from the base's manner have lost, a mean over worlds, with 95% intervals.
+
+    Args:
+        panels: title -> recipe -> (distance, what is kept).
+        path: the SVG to write.
+    """
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), sharey=True)
+    for axes, (title, recipes) in zip(all_axes, panels.items(), strict=True):
+        for number, (name, points) in enumerate(recipes.items()):
+            # Beside each other, so that intervals do not hide one another.
+            places = [distance + 0.012 * (number - 1) for distance, _ in points]
+            means, halves = [value.mean for _, value in points], [value.half for _, value in points]
+            axes.errorbar(places, means, yerr=halves, label=name, linewidth=1.5, elinewidth=0.8, capsize=2)
+        axes.set(title=title, xlabel="distance from the base's manner", ylim=(0, 1.02))
+    all_axes[0].set_ylabel("kept of what the base knew")
+    all_axes[0].legend(frameon=False, loc="lower left")
+    _save(figure, path)
+
+
 def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})

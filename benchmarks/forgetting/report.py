@@ -111,6 +111,44 @@ def figures(found: Mapping[str, Tracks], folder: Path) -> None:
     plot.trainings(people, folder / "forgetting-trainings.svg")
 
 
+def dose(found: Mapping[str, Tracks], distances: Mapping[str, float], folder: Path) -> None:
+    """What is kept by distance, at the mark at which a recipe serves most people without loss, and at the last one."""
+    import plot
+
+    best = {recipe: _best_mark(tracks) for recipe, tracks in found.items()}
+    panels = {
+        "where most are served without loss": {
+            f"{recipe}, step {best[recipe][0]}": _by_distance(tracks, distances, best[recipe][1])
+            for recipe, tracks in found.items()
+        },
+        "at the end": {recipe: _by_distance(tracks, distances, -1) for recipe, tracks in found.items()},
+    }
+    plot.dose(panels, folder / "forgetting-dose.svg")
+
+
+def _best_mark(tracks: Tracks) -> tuple[int, int]:
+    def served(number: int) -> float:
+        return intervals.over_people(_each(tracks, lambda track: float(track.well(number)))).mean
+
+    return max(_marks(tracks), key=lambda mark: served(mark[1]))
+
+
+def _by_distance(tracks: Tracks, distances: Mapping[str, float], at: int) -> list[tuple[float, Estimate]]:
+    """Means of people in bands of distance: the base's own manner, and quarters above it."""
+    bands: dict[float, list[str]] = {}
+    for user in next(iter(tracks.values())):
+        bands.setdefault(math.ceil(distances[user] * 4) / 4, []).append(user)
+    return [
+        (
+            band,
+            intervals.over_people(
+                {seed: {user: people[user].kept[at] for user in users} for seed, people in tracks.items()}
+            ),
+        )
+        for band, users in sorted(bands.items())
+    ]
+
+
 def _front(tracks: Tracks, least: float) -> Estimate:
     return intervals.over_people(_each(tracks, lambda track: track.front(least)))
 

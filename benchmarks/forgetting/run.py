@@ -132,6 +132,8 @@ def _show(stage: str, figures: Path | None) -> None:
 
         distances = {user.id: user.distance for user in World(0).users(len(cells[0]["people"]))}
         print(report.population(recipes, distances), end="")
+        if figures:
+            report.dose(recipes, distances, figures)
         return
     print(f"{report.windows(recipes)}\n{report.against_baselines(recipes)}\n{report.ends(recipes)}", end="")
     if figures:
@@ -145,7 +147,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="one a core")
     parser.add_argument("--part", type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--of", choices=list(STAGES), default="screen", help="stage of the table")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="where the figures of `--of final` go")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="where the figures of the table go")
     parser.add_argument("--recipe", choices=list(RECIPES), default="dpo b0.1")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=1)

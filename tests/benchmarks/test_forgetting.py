@@ -15,16 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "forgetting"
+TEXT = ("text_cells", "sources", "tasks")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def on_the_path() -> Iterator[None]:
     """The benchmark's modules import each other by their bare names."""
+    before = list(sys.path)
     sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
     yield
-    sys.path.remove(str(FOLDER))
-    sys.path.remove(str(FOLDER.parent))
-    for name in ("fronts", "intervals", "summary", "report", "recipes", "cells", "ground"):
+    sys.path[:] = before
+    for name in ("fronts", "intervals", "summary", "report", "recipes", "cells", "ground", *TEXT):
         sys.modules.pop(name, None)
 
 
@@ -159,3 +160,37 @@ def test_general_prompts_leave_alone_what_is_probed(tmp_path: Path) -> None:
     assert not {item.entity for item in general if item.entity} & {item.entity for item in asked if item.entity}
     topics = {(probe.scope, item.topic) for probe, item in zip(ground.probes, asked, strict=True)}
     assert {topic for scope, topic in topics if scope == "covered"} == set(ground.covered)
+
+
+def test_general_questions_on_real_text_are_not_those_that_are_asked(tmp_path: Path) -> None:
+    cells = module("text_cells")
+    topics = ("art", "birds", "chess", "dance")
+    facts = [
+        {
+            "id": f"{topic}-{number}",
+            "question": f"{topic} {number}?",
+            "options": ["a", "b"],
+            "answer": "a",
+            "topic": topic,
+        }
+        for number in range(60)
+        for topic in topics
+    ]
+    (tmp_path / "learned.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+    texts = cells.Texts(tmp_path, tmp_path, tmp_path)
+    asked, general = texts.facts()
+    assert {fact.topic for fact in asked["covered"]} == {"art", "chess"}
+    assert {fact.topic for fact in asked["uncovered"]} == {"birds", "dance"}
+    assert general and not set(general) & {fact.question for some in asked.values() for fact in some}
+    assert {question.split()[0] for question in general} == {"art", "chess"}
+    rows = [json.loads(line)["prompt"] for line in texts.general().read_text().splitlines()]
+    assert rows == general
+
+
+def test_loss_is_drawn_over_distance(tmp_path: Path) -> None:
+    report = module("report")
+    found = report.by_recipe([cell("dpo b0.1", 1e-3, seed, quality) for seed, quality in ((1, 1.0), (2, 0.6))])
+    distances = {"formal-000": 1.0, "cheerful-001": 0.3, "plain-005": 0.0}
+    bands = report._by_distance(found["dpo b0.1"], distances, -1)
+    assert [band for band, _ in bands] == [0.0, 0.5, 1.0] and all(value.mean == 1 for _, value in bands)
+    assert report._best_mark(found["dpo b0.1"]) == (20, 1)
