@@ -100,14 +100,19 @@ def best(found: Sequence[Row]) -> list[Row]:
 
 
 def finalists(found: Sequence[Row]) -> list[Row]:
-    """Who goes on from the screen: plain DPO, the best of each family beside it, ours with and without more prompts."""
+    """Who goes on from the screen: plain DPO, the best of each family of baselines beside it, and three of ours.
+
+    Ours are the best of all, the best without general prompts, and the latter with them; where two of these are one,
+    the next best.
+    """
     ranked = best(found)
     plain = [row for row in ranked if row.recipe == PLAIN_DPO]
     others = [row for row in ranked if row.recipe != PLAIN_DPO]
     firsts = [next(row for row in others if RECIPES[row.recipe].family == family) for family in BASELINES]
     ours = [row for row in others if RECIPES[row.recipe].family == OURS]
     alone = next(row for row in ours if not RECIPES[row.recipe].general)
-    return [*plain, *firsts, *ours[:2], alone if alone not in ours[:2] else ours[2]]
+    wanted = [row for row in ours if row.recipe in (ours[0].recipe, alone.recipe, f"{alone.recipe} general")]
+    return [*plain, *firsts, *wanted, *[row for row in ours if row not in wanted][: 3 - len(wanted)]]
 
 
 def _worth(row: Row) -> tuple[float, float]:

@@ -5,7 +5,7 @@ No torch here: help and error messages must not pay for it. Each key's help is t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 
@@ -225,6 +225,10 @@ class GenerationConfig:
     """Number of tokens that are sampled from; 0 is all."""
     batch_size: int = 32
     """Prompts in one batch; prompts of like length go together."""
+
+    def greedy(self) -> GenerationConfig:
+        """The same, but for the most likely token always."""
+        return replace(self, do_sample=False)
 
 
 @dataclass

@@ -78,6 +78,18 @@ def test_the_same_rows_are_held_out(run: TrainConfig) -> None:
     assert read_evaluation(found.path).as_dict() == found.as_dict()
 
 
+def test_answers_are_greedy_however_base_responses_were_made(run: TrainConfig) -> None:
+    run.base_responses.temperature = 5.0
+    found = []
+    for sampled in (False, True):
+        run.base_responses.do_sample = sampled
+        record(run)
+        found.append(evaluate(again(run)))
+    greedy, other = found
+    assert other.base["generation"] == greedy.base["generation"] and not other.base["generation"]["do_sample"]
+    assert other.people == greedy.people and other.people["Ann"]["behaviour"]["base"]["tokens"] > 0
+
+
 def test_changed_data_is_refused(run: TrainConfig) -> None:
     table = Path(str(run.data.path))
     table.write_text("".join(table.read_text().splitlines(keepends=True)[1:]))

@@ -79,13 +79,18 @@ def test_counts_and_disk_are_those_of_the_run(changes, make_rows, make_config, t
     assert plan.disk["metrics"] == pytest.approx((result.output_dir / "metrics.jsonl").stat().st_size, rel=0.1)
 
 
-def test_what_the_sample_has_computed_is_not_computed_again(make_rows, make_config, monkeypatch):
+@pytest.mark.parametrize("sampled", [False, True])
+def test_what_the_sample_has_computed_is_not_computed_again(sampled, make_rows, make_config, monkeypatch):
+    # Sampled base responses are none of the answers that the evaluation asks for: both are counted, and made once.
     config = make_config(make_rows("ab"), method="bapo", anchor={"base": BaseAnchorConfig(weight=0.25)})
+    config.base_responses.do_sample = sampled
     # Few rows: the sample is all there is.
     first = pluralign.plan(config)
-    assert (first.work["base_responses"], first.work["reference_tokens"]) == (0, 0)
     again = pluralign.plan(config)
-    assert again.work == first.work and again.disk["cache"] == first.disk["cache"] == 0
+    for plan in (first, again):
+        assert (plan.work["base_responses"], plan.work["reference_tokens"], plan.disk["cache"]) == (0, 0, 0)
+    # Sampled responses differ in length, which only the second plan knows of each.
+    assert sampled or again.work == first.work
 
     def refused(_, asked, *more, **__):
         assert not (more[0] if more and isinstance(more[0], list) else asked), "computed again"

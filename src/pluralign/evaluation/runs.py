@@ -80,7 +80,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         anchored,
         per=trained.parameters.per,
         settings=settings,
-        generation=trained.base_responses,
+        generation=trained.base_responses.greedy(),
         encoder=encoder,
         cache=cache,
         layout=layout,

@@ -310,7 +310,7 @@ class Run:
             rows,
             per=config.parameters.per,
             settings=config.evaluation,
-            generation=config.base_responses,
+            generation=config.base_responses.greedy(),
             encoder=worker.encoder,
             cache=worker.cache,
             layout=worker.layout,
@@ -330,7 +330,8 @@ class Run:
         if config.parameters.per == "none" or not path.exists():
             return None
         before = read_evaluation(path)
-        same = before.is_like(self.worker.base.fingerprint, config.evaluation, config.base_responses, config.seed)
+        generation = config.base_responses.greedy()
+        same = before.is_like(self.worker.base.fingerprint, config.evaluation, generation, config.seed)
         return before if same else None
 
     def _wait(self) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pluralign.models.anchoring import Anchored, anchor_preferences
+from pluralign.models.cache import Section
 from pluralign.models.references import base_responses, reference_logps
 from pluralign.preferences import Preference
 from pluralign.training.people import Person
@@ -41,7 +42,7 @@ class AnchoredSample:
 
     def add(self, rows: Sequence[Preference]) -> None:
         """Anchor some more rows as for training."""
-        with self._generating():
+        with self._generating(self.surveyor.responses):
             encoded = self._anchor(rows)
         if self.run.worker.caches_references:
             with self.run.worker.precision():
@@ -53,15 +54,16 @@ class AnchoredSample:
         """Let the base answer the prompts of some rows, as for the evaluation."""
         worker, config = self.run.worker, self.run.config
         prompts = [one.prompt_ids for one in worker.encoder.encode_many(rows, branches=())]
-        with self._generating():
-            base_responses(worker.base, prompts, config.base_responses, worker.cache, seed=config.seed)
+        settings = config.base_responses.greedy()
+        with self._generating(self.surveyor.answers):
+            base_responses(worker.base, prompts, settings, worker.cache, seed=config.seed)
 
     @contextmanager
-    def _generating(self) -> Iterator[None]:
-        before, batch = len(self.surveyor.responses), self.run.config.base_responses.batch_size
+    def _generating(self, section: Section) -> Iterator[None]:
+        before, batch = len(section), self.run.config.base_responses.batch_size
         with self.watch.part("base responses"):
             yield
-        made = len(self.surveyor.responses) - before
+        made = len(section) - before
         self.prompts += made
         self.watch.note("base responses", Work(-(-made // batch), made))
 

@@ -102,7 +102,10 @@ class Surveyor:
     def __init__(self, run: Run) -> None:
         self.run, self.worker, self.config = run, run.worker, run.config
         worker, config = run.worker, run.config
-        self.responses = responses_section(worker.base, config.base_responses, worker.cache, seed=config.seed)
+        self.responses, self.answers = (
+            responses_section(worker.base, settings, worker.cache, seed=config.seed)
+            for settings in (config.base_responses, config.base_responses.greedy())
+        )
         with worker.precision():
             self.trained_logps = self.logps()
         self.measured_logps = self.logps()
@@ -208,7 +211,9 @@ class Surveyor:
                 person = row.user or owner if per == "none" else owner
                 asked.setdefault(person, {})[content_key(one.prompt_ids)] = None
         keys = {key for own in asked.values() for key in list(own)[:most]}
-        return len({key for key in keys if key not in self._prompts and key not in self.responses})
+        # Greedy base responses are the answers that the evaluation asks for; sampled ones are others.
+        waiting = self._prompts if self.answers is self.responses else ()
+        return len({key for key in keys if key not in waiting and key not in self.answers})
 
 
 def known(lengths: Lengths, draw: Iterator[int]) -> Lengths:
