@@ -1,0 +1,54 @@
+"""Alignment against the figures of the published evaluations (tests/golden/opinion_metrics.json)."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pluralign.fewshot.metrics import jensen_shannon_alignment, wasserstein_alignment
+
+CASES = json.loads((Path(__file__).parents[1] / "golden" / "opinion_metrics.json").read_text(encoding="utf-8"))["cases"]
+
+
+def named(kind: str) -> list[Any]:
+    return [pytest.param(case, id=case["name"]) for case in CASES if case["kind"] == kind]
+
+
+def alignment(case: dict[str, Any], metric: str) -> float:
+    if metric == "opinionqa":
+        return wasserstein_alignment(case["predicted"], case["human"], case["ordinal"])
+    return jensen_shannon_alignment(case["predicted"], case["human"])
+
+
+@pytest.mark.parametrize("case", named("opinionqa"))
+def test_wasserstein(case: dict[str, Any]) -> None:
+    found, expected = alignment(case["inputs"], "opinionqa"), case["expected"]["alignment"]
+    assert math.isnan(found) if expected is None else found == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("case", named("globalopinionqa"))
+def test_jensen_shannon(case: dict[str, Any]) -> None:
+    """An undefined distance is no perfect score, as it is in the published code."""
+    found, expected = alignment(case["inputs"], "globalopinionqa"), case["expected"]
+    assert math.isnan(found) if expected["nan_replaced"] else found == pytest.approx(expected["alignment"], abs=1e-7)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=6), st.integers(0, 1000))
+def test_alignment_is_best_with_itself_and_takes_any_scale(shares: list[float], seed: int) -> None:
+    other = np.random.default_rng(seed).dirichlet(np.ones(len(shares)))
+    if sum(shares) < 1e-6:
+        assert math.isnan(jensen_shannon_alignment(other, shares))
+        return
+    places = range(len(shares))
+    assert wasserstein_alignment(shares, shares, places) == pytest.approx(1)
+    assert jensen_shannon_alignment(shares, shares) == pytest.approx(1, abs=1e-7)
+    for metric in (jensen_shannon_alignment, lambda one, two: wasserstein_alignment(one, two, places)):
+        assert metric(other, shares) == pytest.approx(metric(other * 7, shares), abs=1e-7)
+        assert 0 <= metric(other, shares) <= 1 + 1e-9
