@@ -13,6 +13,7 @@ FROM_THE_TOP = [
         "people",
         "evaluation",
         "training",
+        "fewshot",
         "models",
         "objectives",
         "preferences",

@@ -1,0 +1,114 @@
+"""What groups answered: questions with options, and the share of a group that took each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pluralign.preferences import Preferences
+from pluralign.preferences.schema import Text
+
+Shares = np.ndarray
+"""float64 `[options]`, at least 0, with sum 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked.
+
+    Attributes:
+        text: of the question; of a pair of responses, the prompt.
+        options: the answers to choose from, at least two, all different.
+        ordinals: where the options stand on a line, in the order of `options`; None where they have no order.
+    """
+
+    text: str
+    options: tuple[str, ...]
+    ordinals: tuple[float, ...] | None = None
+
+
+@dataclass(slots=True)
+class Answers:
+    """Who answered what.
+
+    Attributes:
+        questions: each distinct one once; of two with one wording and different options both.
+        groups: group -> number of a question -> shares. Groups and their answers are in order of first appearance.
+        rescaled: distributions whose sum was not 1, but near enough to be scaled.
+        name: what to call the table in messages.
+    """
+
+    questions: list[Question] = field(default_factory=list)
+    groups: dict[str, dict[int, Shares]] = field(default_factory=dict)
+    rescaled: int = 0
+    name: str = "memory"
+    _numbers: dict[Question, int] = field(default_factory=dict, repr=False)
+
+    def number(self, question: Question) -> int:
+        """Number of a question, which joins where it is new."""
+        found = self._numbers.setdefault(question, len(self.questions))
+        if found == len(self.questions):
+            self.questions.append(question)
+        return found
+
+    def add(self, group: str, question: Question, shares: Shares) -> bool:
+        """Note an answer; false where the group has answered the question before, and nothing is changed."""
+        number = self.number(question)
+        own = self.groups.setdefault(group, {})
+        if number in own:
+            return False
+        own[number] = shares
+        return True
+
+    def of(self, groups: Iterable[str]) -> Answers:
+        """The same questions with the answers of some groups."""
+        some = {group: self.groups[group] for group in groups}
+        return Answers(self.questions, some, name=self.name, _numbers=self._numbers)
+
+    def __iter__(self) -> Iterator[tuple[str, int, Shares]]:
+        """Group, number of the question, shares."""
+        return ((group, number, shares) for group, own in self.groups.items() for number, shares in own.items())
+
+    def __len__(self) -> int:
+        return sum(map(len, self.groups.values()))
+
+
+def answers_of(preferences: Preferences, *, per: str = "user") -> Answers:
+    """Preferences as answers: the question is which of two responses to a prompt is better.
+
+    People who chose differently between the same two responses answered one question. What somebody chose is 1; who
+    chose both ways gets the shares of their choices.
+
+    Args:
+        preferences: of the library's tables; rows without both responses say nothing here.
+        per: `user` or `group`, whose answers they are.
+    """
+    votes: dict[tuple[str, Question], list[int]] = {}
+    for row in preferences:
+        if row.chosen is None or row.rejected is None:
+            continue
+        chosen, rejected = _plain(row.chosen), _plain(row.rejected)
+        if chosen == rejected:
+            continue
+        first, second = sorted((chosen, rejected))
+        counts = votes.setdefault((row.owner(per), Question(_plain(row.prompt), (first, second))), [0, 0])
+        counts[chosen == second] += 1
+    found = Answers(name=preferences.name)
+    for (owner, question), counts in votes.items():
+        found.add(owner, question, np.array(counts, float) / sum(counts))
+    return found
+
+
+def _plain(text: Text) -> str:
+    """A text as it is; messages as their contents, one below the other."""
+    if isinstance(text, str):
+        return text
+    return "\n\n".join(_content(message.get("content", "")) for message in text)
+
+
+def _content(content: object) -> str:
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        return " ".join(str(part.get("text", "")) if isinstance(part, dict) else str(part) for part in content)
+    return str(content)

@@ -1,0 +1,98 @@
+"""Answer options as vectors: one for each option of each question, in the question's light."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pluralign.fewshot.answers import Question
+
+HASHED = 512
+"""Dimensions of hashed n-grams."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """All options of some questions, one below the other.
+
+    Attributes:
+        vectors: float64 `[points, d]`.
+        starts: int64 `[questions + 1]`; question n has the points from `starts[n]` to `starts[n + 1]`.
+    """
+
+    vectors: np.ndarray
+    starts: np.ndarray
+
+    @property
+    def questions(self) -> np.ndarray:
+        """Int64 `[points]`, the question of each point."""
+        return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+
+    def of(self, numbers: Sequence[int]) -> np.ndarray:
+        """Int64, the points of some questions, in their order."""
+        if not len(numbers):
+            return np.zeros(0, int)
+        return np.concatenate([np.arange(self.starts[n], self.starts[n + 1]) for n in numbers])
+
+
+def points(questions: Sequence[Question], vectors: np.ndarray) -> Points:
+    """Vectors of all options with the questions they belong to.
+
+    Args:
+        questions: in their order.
+        vectors: float `[options of all questions, d]`.
+    """
+    starts = np.concatenate([[0], np.cumsum([len(question.options) for question in questions])]).astype(int)
+    return Points(np.asarray(vectors, float), starts)
+
+
+def centred(vectors: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Vectors less the mean of their question: what tells its options apart, and nothing of the question alone."""
+    sizes = np.diff(starts)
+    means = np.add.reduceat(vectors, starts[:-1], axis=0) / sizes[:, None]
+    return vectors - np.repeat(means, sizes, axis=0)
+
+
+def hashed(questions: Sequence[Question], dimensions: int = HASHED) -> Points:
+    """Options without any model: hashed words and pairs of words, alone and together with the question's words.
+
+    Two options are alike that say alike things, the more so where their questions are alike.
+
+    Args:
+        questions: any number.
+        dimensions: of a vector, at least 2.
+
+    Returns:
+        Vectors of length 1, before centring.
+    """
+    rows = []
+    for question in questions:
+        asked = sorted(set(_grams(question.text)))
+        for place, option in enumerate(question.options):
+            said = [*_grams(option), *_places(place, len(question.options))]
+            row = np.zeros(dimensions)
+            _add(row, said, 1.0)
+            _add(row, (f"{word} | {part}" for word in asked for part in said), 1 / max(len(asked), 1) ** 0.5)
+            rows.append(row / max(float(np.linalg.norm(row)), 1e-12))
+    return points(questions, np.array(rows).reshape(-1, dimensions))
+
+
+def _grams(text: str) -> list[str]:
+    words = re.findall(r"\w+", text.lower())
+    return [*words, *(f"{first} {second}" for first, second in itertools.pairwise(words))]
+
+
+def _places(place: int, options: int) -> list[str]:
+    """Options of a scale are alike by where they stand."""
+    return [f"<{place} of {options}>", f"<{round(4 * place / (options - 1))} of 4>"]
+
+
+def _add(row: np.ndarray, grams: Iterator[str] | Sequence[str], weight: float) -> None:
+    for gram in grams:
+        number = zlib.crc32(gram.encode())
+        row[number % len(row)] += weight if number >> 31 else -weight

@@ -1,0 +1,246 @@
+"""Tables of survey answers: the library's own rows, GlobalOpinionQA's published table, a folder of OpinionQA."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pluralign.errors import InputError
+from pluralign.fewshot.answers import Answers, Question, Shares
+from pluralign.preferences.reading import Table, read_table
+from pluralign.preferences.schema import BadRow, Place, excerpt
+
+TOLERANCE = 0.02
+"""How far the sum of a distribution may be from 1."""
+COLUMNS = ("group", "question", "options", "distribution")
+_OWN_FORM = "A row has the columns group, question, options (a list of texts) and distribution (a share an option)."
+_PUBLISHED = {"question", "selections", "options"}
+"""Columns of GlobalOpinionQA, which has all countries of a question in one row."""
+
+COUNTRIES = (
+    "Nigeria",
+    "Egypt",
+    "India (Current national sample)",
+    "China",
+    "Japan",
+    "Germany",
+    "France",
+    "Spain",
+    "United States",
+    "Canada",
+    "Brazil",
+    "Argentina",
+    "Australia",
+    "New Zealand",
+)
+"""The 14 countries of Zhao et al. 2024."""
+US_GROUPS = (
+    "Northeast",
+    "South",
+    "Female",
+    "Male",
+    "College graduate/some postgrad",
+    "Less than high school",
+    "Atheist",
+    "Hindu",
+    "Jewish",
+    "Muslim",
+    "Protestant",
+    "Democrat",
+    "Republican",
+    "$100,000 or more",
+    "Less than $30,000",
+    "Conservative",
+    "Liberal",
+    "Moderate",
+    "Asian",
+    "Black",
+    "Hispanic",
+    "White",
+)
+"""The 22 groups of Santurkar et al. 2023, as their tables name them."""
+
+
+def read_answers(path: Path | str, *, group: str = "group") -> Answers:
+    """Read what groups answered.
+
+    Args:
+        path: a file (JSONL, JSON, CSV, Parquet, Arrow, gzip of these) of rows `group, question, options, distribution`
+            and, where options stand on a line, `ordinals`; GlobalOpinionQA's published CSV (`question, selections,
+            options`); or a folder of OpinionQA's distributions.
+        group: the column that names the group, where it is called otherwise (`country`).
+
+    Returns:
+        The answers. Distributions within 0.02 of a sum of 1 are scaled to it, and counted.
+
+    Raises:
+        InputError: a row that cannot be used, with its place and group; a table without rows.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _opinion_qa(path)
+    table = read_table(path)
+    published = table.columns >= _PUBLISHED and group not in table.columns
+    return _gathered(table, _selections if published else lambda row: [_own_row(row, group)])
+
+
+def _gathered(table: Table, read: Any) -> Answers:
+    found, bad = Answers(name=table.name), list(table.problems)
+    for number, row in table.rows:
+        place = Place(table.name, number)
+        try:
+            for owner, question, distribution in read(row):
+                shares, scaled = _shares(owner, question, distribution)
+                found.rescaled += scaled
+                if not found.add(owner, question, shares):
+                    raise BadRow(None, f"group {owner!r} has answered the same question in an earlier row")
+        except BadRow as problem:
+            bad.append(problem.at(place))
+    if bad:
+        more = f" (and {len(bad) - 1} more rows)" if len(bad) > 1 else ""
+        first = bad[0]
+        column = f", column {first.column!r}" if first.column else ""
+        raise InputError(f"{first.found}{more}", where=f"{first.place}{column}", fix=first.fix)
+    return found
+
+
+def _own_row(row: Mapping[str, Any], group: str) -> tuple[str, Question, Any]:
+    for name in (group, *COLUMNS[1:]):
+        if row.get(name) is None:
+            raise BadRow(name, "there is no such cell", _OWN_FORM)
+    owner = str(row[group])
+    options = _list(row["options"], "options", owner)
+    ordinals = row.get("ordinals")
+    places = None if ordinals is None else _numbers(_list(ordinals, "ordinals", owner), "ordinals", owner)
+    return (
+        owner,
+        _question(owner, str(row["question"]), options, places),
+        _list(row["distribution"], "distribution", owner),
+    )
+
+
+def _selections(row: Mapping[str, Any]) -> list[tuple[str, Question, Any]]:
+    """A row of GlobalOpinionQA: the answers of every country to one question, in Python's notation."""
+    options = _list(row["options"], "options", None)
+    cell = str(row["selections"]).strip()
+    inner = re.fullmatch(r"defaultdict\(<class 'list'>, (\{.*\})\)", cell, re.DOTALL)
+    by_group = _literal(inner[1] if inner else cell, "selections", None)
+    if not isinstance(by_group, dict):
+        raise BadRow("selections", f"the cell holds {excerpt(cell)}, not a dictionary of countries")
+    return [
+        (str(owner), _question(str(owner), str(row["question"]), options, None), distribution)
+        for owner, distribution in by_group.items()
+        if _answered(distribution)
+    ]
+
+
+def _answered(distribution: Any) -> bool:
+    """Published tables have empty lists and zeros where nobody was asked."""
+    return not isinstance(distribution, list) or any(distribution)
+
+
+def _question(owner: str, text: str, options: Sequence[Any], ordinals: tuple[float, ...] | None) -> Question:
+    named = tuple(str(option) for option in options)
+    if len(named) < 2:
+        raise BadRow("options", f"group {owner!r}: {len(named)} option, where an answer is a choice between some")
+    if len(set(named)) < len(named):
+        twice = next(option for option in named if named.count(option) > 1)
+        raise BadRow(
+            "options", f"group {owner!r}: option {twice!r} stands there twice", "Join the two, and their shares."
+        )
+    if ordinals is not None and len(ordinals) != len(named):
+        raise BadRow("ordinals", f"group {owner!r}: {len(ordinals)} ordinals for {len(named)} options")
+    return Question(text, named, ordinals)
+
+
+def _shares(owner: str, question: Question, distribution: Any) -> tuple[Shares, bool]:
+    """A distribution that sums to 1, and whether it had to be scaled."""
+    try:
+        values = np.array([float(value) for value in distribution])
+    except (TypeError, ValueError):
+        found = f"group {owner!r}: the cell holds {excerpt(distribution)}, not a list of numbers"
+        raise BadRow("distribution", found) from None
+    if len(values) != len(question.options):
+        found = f"group {owner!r}: {len(values)} shares for {len(question.options)} options"
+        raise BadRow("distribution", found, "An option that nobody took has the share 0.")
+    if not np.isfinite(values).all() or (values < 0).any():
+        worst = next(value for value in values if not math.isfinite(value) or value < 0)
+        raise BadRow("distribution", f"group {owner!r}: a share is {worst:g}", "Shares are in [0, 1].")
+    total = float(values.sum())
+    if abs(total - 1) > TOLERANCE:
+        found = f"group {owner!r}: the shares sum to {total:.4g}"
+        raise BadRow("distribution", found, "They are shares of the group's answers, not counts, and sum to 1.")
+    return values / total, abs(total - 1) > _ROUNDING
+
+
+_ROUNDING = 1e-9
+
+
+def _list(cell: Any, column: str, owner: str | None) -> list[Any]:
+    value = _literal(cell, column, owner) if isinstance(cell, str) else cell
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        whose = f"group {owner!r}: " if owner else ""
+        raise BadRow(column, f"{whose}the cell holds {excerpt(cell)}, not a list")
+    return list(value)
+
+
+def _numbers(values: Sequence[Any], column: str, owner: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise BadRow(column, f"group {owner!r}: the cell holds {excerpt(values)}, not a list of numbers") from None
+    if not all(map(math.isfinite, found)):
+        raise BadRow(column, f"group {owner!r}: a number is {next(n for n in found if not math.isfinite(n))}")
+    return found
+
+
+def _literal(text: str, column: str, owner: str | None) -> Any:
+    """A cell of a CSV: JSON, or what Python prints of lists and dictionaries. Nothing of it is run."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    whose = f"group {owner!r}: " if owner else ""
+    raise BadRow(column, f"{whose}the cell holds {excerpt(text)}, neither JSON nor a list as Python prints it")
+
+
+def _opinion_qa(folder: Path) -> Answers:
+    """A folder of OpinionQA: the answers of groups of the Pew panel, without those who refused.
+
+    One table has the answers, another one the questions; a model's answers stand in the latter, and are left alone.
+    """
+    tables = []
+    for kind in ("human", "model"):
+        files = sorted(folder.rglob(f"*_disagreement_500_default_{kind}.csv"))
+        if not files:
+            fix = f"Of OpinionQA, the tables *_disagreement_500_default_{kind}.csv are read, anywhere below the folder."
+            raise InputError(f"has no table of the {kind} answers", where=str(folder), fix=fix)
+        tables.append(read_table(files[0]))
+    answers, asked = tables
+    questions = {str(row.get("qkey")): row for _, row in asked.rows}
+    return _gathered(answers, lambda row: [_pew_row(row, questions)])
+
+
+def _pew_row(row: Mapping[str, Any], questions: Mapping[str, Mapping[str, Any]]) -> tuple[str, Question, Any]:
+    owner, asked = str(row.get("group")), questions.get(str(row.get("qkey")))
+    if asked is None:
+        raise BadRow("qkey", f"group {owner!r}: there is no question {row.get('qkey')!r} in the other table")
+    options = _literal(str(asked.get("mapping")), "mapping", owner)
+    if not isinstance(options, dict):
+        raise BadRow("mapping", f"the question's options are {excerpt(options)}, not a dictionary of letters")
+    refused = set(map(str, _list(asked.get("refusal_refs"), "refusal_refs", owner)))
+    kept = [str(option) for option in options.values() if str(option) not in refused]
+    places = _numbers(_list(asked.get("ordinal"), "ordinal", owner)[: len(kept)], "ordinal", owner)
+    question = _question(owner, str(asked.get("question_raw")), kept, places)
+    # Shares are of the options that are no refusals.
+    return owner, question, _list(row.get("D_H"), "D_H", owner)
