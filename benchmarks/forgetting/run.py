@@ -29,7 +29,7 @@ import grid
 RESULTS = Path(__file__).parent / "results"
 TUNING_SEEDS = (1, 2)
 SEEDS = (11, 12, 13, 14, 15)
-FEW_MARKS = (24, 48, 90, 160)
+FEW_MARKS = (34, 48, 66, 90)
 KINDS = {"replaces": 0, "keeps": 1, "declines": 7, "likes the base": 5}
 """Kind of person -> number of the world's person who stands for it in the screen."""
 
