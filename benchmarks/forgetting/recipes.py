@@ -93,6 +93,7 @@ def _ours() -> list[Recipe]:
         made("b1 hinge0.03 nll1 sampled general", 1.0, base(0.03) | nll(1.0), SAMPLED, general=0.5),
         made("b0.3 hinge0.1 nll1 sampled general", 0.3, base(0.1) | nll(1.0), SAMPLED, general=0.5),
         made("b0.3 hinge0.3 nll1 sampled general", 0.3, base(0.3) | nll(1.0), SAMPLED, general=0.5),
+        made("b0.3 kl0.1 nll1 general", 0.3, base(0.1, "nll") | nll(1.0), SAMPLED, general=0.5),
     ]
 
 
