@@ -1,0 +1,166 @@
+"""What any few-shot predictor has to beat: uniform answers, the training groups' mean, their nearest and their best
+mixture, and a ridge regression of the group's own answers on the options' vectors.
+
+Each takes what a group answered (its context) and gives shares for other questions; None where it has nothing to say.
+The mean, the nearest group and the mixture know only questions that some training group answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pluralign.fewshot.answers import Answers, Shares
+from pluralign.fewshot.features import Points, centred
+
+Context = Mapping[int, Shares]
+"""Number of a question -> what the group answered."""
+
+
+def uniform(points: Points, targets: Sequence[int]) -> list[Shares]:
+    """The same share for every option."""
+    sizes = np.diff(points.starts)
+    return [np.full(sizes[number], 1 / sizes[number]) for number in targets]
+
+
+@dataclass(frozen=True)
+class TrainingGroups:
+    """The answers of the training groups as a table with gaps.
+
+    Attributes:
+        answers: theirs.
+        points: of all questions.
+        shares: float `[groups, points]`, NaN where a group did not answer.
+    """
+
+    answers: Answers
+    points: Points
+    shares: np.ndarray
+
+    @classmethod
+    def of(cls, answers: Answers, points: Points) -> TrainingGroups:
+        """The table of some answers."""
+        table = np.full((len(answers.groups), points.starts[-1]), np.nan)
+        for row, own in zip(table, answers.groups.values(), strict=True):
+            for number, shares in own.items():
+                row[points.starts[number] : points.starts[number + 1]] = shares
+        return cls(answers, points, table)
+
+    def mean(self, targets: Sequence[int]) -> list[Shares | None]:
+        """The mean of those who answered, one group one voice."""
+        return [self._weighed(number, np.ones(len(self.shares))) for number in targets]
+
+    def nearest(self, context: Context, targets: Sequence[int]) -> list[Shares | None]:
+        """The answer of the group whose answers to the context are nearest, of those who answered.
+
+        Near is a small mean absolute difference of shares over the context's questions that both answered; groups with
+        none in common come last, in their order.
+        """
+        gaps = self._gaps(context)
+        order = np.argsort(np.where(np.isnan(gaps), np.inf, gaps), kind="stable")
+        found: list[Shares | None] = []
+        for number in targets:
+            part = self._part(number)
+            there = [row for row in order if not np.isnan(part[row, 0])]
+            found.append(part[there[0]] if there else None)
+        return found
+
+    def mixture(self, context: Context, targets: Sequence[int], *, steps: int = 500) -> list[Shares | None]:
+        """The convex mixture of the groups that is nearest to the context by squared differences.
+
+        What a group did not answer is taken to be the mean; for a target the weights are those of who answered it.
+
+        Args:
+            context: the group's answers.
+            targets: numbers of questions.
+            steps: of the fit.
+        """
+        weights = np.full(len(self.shares), 1 / max(len(self.shares), 1))
+        at = self.points.of(list(context))
+        means = _column_means(self.shares[:, at])
+        seen = ~np.isnan(means)
+        if seen.any():
+            read = np.where(np.isnan(self.shares[:, at]), means, self.shares[:, at])[:, seen]
+            said = np.concatenate(list(context.values()))[seen]
+            weights = _convex(read, said, steps)
+        return [self._weighed(number, weights) for number in targets]
+
+    def _part(self, number: int) -> np.ndarray:
+        return self.shares[:, self.points.starts[number] : self.points.starts[number + 1]]
+
+    def _weighed(self, number: int, weights: np.ndarray) -> Shares | None:
+        part = self._part(number)
+        there = ~np.isnan(part[:, 0])
+        if not there.any():
+            return None
+        # Groups without any weight still have the mean to offer.
+        own = weights[there] if weights[there].sum() > 0 else np.ones(int(there.sum()))
+        return np.asarray(own @ part[there] / own.sum())
+
+    def _gaps(self, context: Context) -> np.ndarray:
+        at = self.points.of(list(context))
+        if not len(at):
+            return np.full(len(self.shares), np.nan)
+        apart = np.abs(self.shares[:, at] - np.concatenate(list(context.values())))
+        counts = (~np.isnan(apart)).sum(1)
+        return np.where(counts > 0, np.nansum(apart, 1) / np.maximum(counts, 1), np.nan)
+
+
+def ridge(context: Context, points: Points, targets: Sequence[int], *, penalty: float = 1.0) -> list[Shares]:
+    """The group's own answers as a linear function of the options' vectors, less what an even answer has.
+
+    Args:
+        context: the group's answers.
+        points: of all questions.
+        targets: numbers of questions.
+        penalty: of the squared weights.
+
+    Returns:
+        Shares, cut at 0 and scaled to sum to 1.
+    """
+    vectors = centred(points.vectors, points.starts)
+    at = points.of(list(context))
+    weights = np.zeros(vectors.shape[1])
+    if len(at):
+        read = vectors[at]
+        said = np.concatenate([shares - 1 / len(shares) for shares in context.values()])
+        # As many equations as answers, and not as dimensions.
+        weights = read.T @ np.linalg.solve(read @ read.T + penalty * np.eye(len(at)), said)
+    found = []
+    for number in targets:
+        part = vectors[points.starts[number] : points.starts[number + 1]]
+        values = np.maximum(part @ weights + 1 / len(part), 0.0)
+        found.append(values / values.sum())
+    return found
+
+
+def _column_means(table: np.ndarray) -> np.ndarray:
+    counts = (~np.isnan(table)).sum(0)
+    return np.where(counts > 0, np.nansum(table, 0) / np.maximum(counts, 1), np.nan)
+
+
+def _convex(read: np.ndarray, said: np.ndarray, steps: int) -> np.ndarray:
+    """Weights on the simplex that come nearest, `[groups]`; `read` is `[groups, n]` and `said` `[n]`.
+
+    Accelerated projected gradients (Beck and Teboulle 2009).
+    """
+    gram, target = read @ read.T, read @ said
+    rate = 1 / max(float(np.linalg.eigvalsh(gram)[-1]), 1e-12)
+    weights = ahead = np.full(len(read), 1 / len(read))
+    pace = 1.0
+    for _ in range(steps):
+        before, weights = weights, _on_simplex(ahead - rate * (gram @ ahead - target))
+        faster = (1 + np.sqrt(1 + 4 * pace**2)) / 2
+        ahead = weights + (pace - 1) / faster * (weights - before)
+        pace = faster
+    return weights
+
+
+def _on_simplex(values: np.ndarray) -> np.ndarray:
+    """The nearest point of the simplex."""
+    ordered = np.sort(values)[::-1]
+    sums = np.cumsum(ordered) - 1
+    kept = int(np.nonzero(ordered * np.arange(1, len(values) + 1) > sums)[0][-1])
+    return np.asarray(np.maximum(values - sums[kept] / (kept + 1), 0.0))
