@@ -39,16 +39,25 @@ def windows(found: Mapping[str, Tracks]) -> str:
 
 
 def against_baselines(found: Mapping[str, Tracks]) -> str:
-    """The screen's best of ours less each baseline, person by person, of those who must move."""
-    ours = next(name for name in found if RECIPES[name].family == OURS)
-    lines = [[f"{ours} less", "window", "detectable", "area", "detectable"]]
-    for recipe, tracks in found.items():
-        if RECIPES[recipe].family != OURS:
-            width = _difference(found[ours], tracks, lambda track: track.window)
-            area = _difference(found[ours], tracks, lambda track: track.area)
-            smallest = f"{math.exp(width.detectable):.2f}x", f"{area.detectable:.3f}"
-            lines.append([recipe, _factor(width), smallest[0], str(area), smallest[1]])
-    return _table(lines)
+    """Each of ours less each baseline, person by person, of those who must move; in brackets what is detectable."""
+    ours = [name for name in found if RECIPES[name].family == OURS]
+    rest = [name for name in found if name not in ours]
+
+    def window(value: Estimate) -> str:
+        return f"{_factor(value)} ({math.exp(value.detectable):.2f}x)"
+
+    def area(value: Estimate) -> str:
+        return f"{value} ({value.detectable:.3f})"
+
+    tables = []
+    for title, shown, measure in (
+        ("window, as a factor", window, lambda track: track.window),
+        ("area under the front, difference", area, lambda track: track.area),
+    ):
+        lines = [[f"{title}: against", *ours]]
+        lines += [[name, *(shown(_difference(found[one], found[name], measure)) for one in ours)] for name in rest]
+        tables.append(_table(lines))
+    return "\n".join(tables)
 
 
 def ends(found: Mapping[str, Tracks]) -> str:
