@@ -38,10 +38,9 @@ def windows(found: Mapping[str, Tracks]) -> str:
     return _table(lines)
 
 
-def against_baselines(found: Mapping[str, Tracks]) -> str:
-    """Each of ours less each baseline, person by person, of those who must move; in brackets what is detectable."""
+def against_others(found: Mapping[str, Tracks]) -> str:
+    """Each of ours less every other recipe, person by person, of those who must move; in brackets the detectable."""
     ours = [name for name in found if RECIPES[name].family == OURS]
-    rest = [name for name in found if name not in ours]
 
     def window(value: Estimate) -> str:
         return f"{_factor(value)} ({math.exp(value.detectable):.2f}x)"
@@ -55,7 +54,9 @@ def against_baselines(found: Mapping[str, Tracks]) -> str:
         ("area under the front, difference", area, lambda track: track.area),
     ):
         lines = [[f"{title}: against", *ours]]
-        lines += [[name, *(shown(_difference(found[one], found[name], measure)) for one in ours)] for name in rest]
+        for name in found:
+            cells = ("" if one == name else shown(_difference(found[one], found[name], measure)) for one in ours)
+            lines.append([name, *cells])
         tables.append(_table(lines))
     return "\n".join(tables)
 

@@ -22,7 +22,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cells import Cell, result_of
-from recipes import LEARNING_RATES, OURS, RECIPES
+from recipes import LEARNING_RATES, RECIPES
+from summary import PLAIN_DPO
 
 import grid
 
@@ -48,11 +49,18 @@ def final() -> list[Cell]:
 
 
 def population() -> list[Cell]:
-    """A hundred people with mixed tastes at one setting for all: plain DPO, the best beta, the best of ours."""
-    plain, *rows = finalists_of_screen()
-    chosen = [plain, *(next(row for row in rows if RECIPES[row.recipe].family == family) for family in ("dpo", OURS))]
+    """A hundred people with mixed tastes at one setting for all: plain DPO, the best beta, the preset's own two."""
+    rows = finalists_of_screen()
+    beta = next(row.recipe for row in rows[1:] if RECIPES[row.recipe].family == "dpo")
+    alone = next(row.recipe for row in rows if f"{row.recipe} general" in [other.recipe for other in rows])
+    wanted = (PLAIN_DPO, beta, alone, f"{alone} general")
     people = tuple(range(100))
-    return [Cell(row.recipe, row.learning_rate, seed, people, FEW_MARKS) for seed in SEEDS[:3] for row in chosen]
+    return [
+        Cell(row.recipe, row.learning_rate, seed, people, FEW_MARKS)
+        for seed in SEEDS[:3]
+        for row in sorted(rows, key=lambda row: row.recipe)
+        if row.recipe in wanted
+    ]
 
 
 def finalists_of_screen() -> list[Any]:
@@ -116,13 +124,14 @@ def prepare_world(seed: int, work: Path) -> None:
 
 def _show(stage: str, figures: Path | None) -> None:
     import report
-    from summary import best, markdown, rows
+    from summary import best, changes, markdown, rows
 
     cells = grid.read(RESULTS / f"{stage}.json")
     if not cells:
         raise SystemExit(f"there are no results of {stage} yet")
     if stage == "screen":
         found = rows(cells)
+        print(f"What one change does:\n\n{changes(found)}")
         print(f"Each recipe at its best learning rate:\n\n{markdown(best(found))}")
         print(f"All:\n\n{markdown(sorted(found, key=lambda row: (row.recipe, row.learning_rate)))}", end="")
         return
@@ -135,7 +144,7 @@ def _show(stage: str, figures: Path | None) -> None:
         if figures:
             report.dose(recipes, distances, figures)
         return
-    print(f"{report.windows(recipes)}\n{report.against_baselines(recipes)}\n{report.ends(recipes)}", end="")
+    print(f"{report.windows(recipes)}\n{report.against_others(recipes)}\n{report.ends(recipes)}", end="")
     if figures:
         report.figures(recipes, figures)
 

@@ -26,6 +26,46 @@ KIND_OF = {
 """Style -> kind of person; the others replace the base's form."""
 
 
+CHANGES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "beta": (("dpo b0.1", "dpo b0.3", "dpo b1", "dpo b3", "dpo b10"),),
+    "the chosen response's likelihood": (
+        ("dpo b0.1", "dpo b0.1 nll1"),
+        ("dpo b1", "dpo b1 nll1"),
+        ("dpo b3", "dpo b3 nll1"),
+        ("hinge0.3", "hinge0.3 nll1"),
+        ("hinge0.3 sampled", "hinge0.3 nll1 sampled"),
+        ("hinge0.3 general", "hinge0.3 nll1 general"),
+    ),
+    "weight of the anchor": (
+        ("dpo b0.1", "hinge0.1", "hinge0.3"),
+        ("dpo b0.1", "dpo b0.1 kl0.3", "dpo b0.1 kl1"),
+        ("b0.3 hinge0.1 nll1 sampled general", "b0.3 hinge0.3 nll1 sampled general"),
+        ("b1 hinge0.03 nll1 general", "b1 hinge0.1 nll1 general"),
+    ),
+    "form of the anchor": (
+        ("hinge0.3", "absolute0.3", "squared0.03", "nll0.3", "token-hinge3"),
+        ("b0.3 hinge0.1 nll1 sampled general", "b0.3 kl0.1 nll1 general"),
+    ),
+    "greedy or sampled base responses": (
+        ("hinge0.3", "hinge0.3 sampled"),
+        ("hinge0.3 nll1", "hinge0.3 nll1 sampled"),
+        ("b1 hinge0.03 nll1", "b1 hinge0.03 nll1 sampled"),
+        ("hinge0.3 nll1 general", "hinge0.3 nll1 sampled general"),
+        ("b0.3 hinge0.3 nll1 general", "b0.3 hinge0.3 nll1 sampled general"),
+        ("b1 hinge0.03 nll1 general", "b1 hinge0.03 nll1 sampled general"),
+    ),
+    "general prompts": (
+        ("hinge0.3", "hinge0.3 general"),
+        ("hinge0.3 nll1", "hinge0.3 nll1 general"),
+        ("hinge0.3 nll1 sampled", "hinge0.3 nll1 sampled general"),
+        ("b0.3 hinge0.1 nll1 sampled", "b0.3 hinge0.1 nll1 sampled general"),
+        ("b1 hinge0.03 nll1", "b1 hinge0.03 nll1 general"),
+        ("b1 hinge0.03 nll1 sampled", "b1 hinge0.03 nll1 sampled general"),
+    ),
+}
+"""What changes -> recipes that differ in nothing else, in turn."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A recipe at a learning rate, over seeds and people.
@@ -113,6 +153,17 @@ def finalists(found: Sequence[Row]) -> list[Row]:
     alone = next(row for row in ours if not RECIPES[row.recipe].general)
     wanted = [row for row in ours if row.recipe in (ours[0].recipe, alone.recipe, f"{alone.recipe} general")]
     return [*plain, *firsts, *wanted, *[row for row in ours if row not in wanted][: 3 - len(wanted)]]
+
+
+def changes(found: Sequence[Row]) -> str:
+    """What one change does to the window, each recipe at its best learning rate."""
+    windows = {row.recipe: math.exp(row.window) for row in best(found)}
+    lines = ["| what changes | recipes in turn | window |", "| --- | --- | --- |"]
+    for title, chains in CHANGES.items():
+        for number, names in enumerate(chains):
+            shown = ", ".join(f"{windows[name]:.2f}x" for name in names)
+            lines.append(f"| {'' if number else title} | {', '.join(names)} | {shown} |")
+    return "\n".join(lines) + "\n"
 
 
 def _worth(row: Row) -> tuple[float, float]:

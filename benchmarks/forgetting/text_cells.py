@@ -26,9 +26,9 @@ from sources import Trivia, from_probe
 from tasks import TASKS, Task, write_pairs
 
 BATCH = 4
-MARKS = {"dsp": (6, 10, 16, 26, 42, 68), "personas": (6, 12, 24)}
+MARKS = {"dsp": (6, 12, 24, 48), "personas": (6, 12, 24)}
 PEOPLE_TASKS: dict[str, Task] = {
-    "dsp": replace(TASKS["dsp"], held_out_pairs=60),
+    "dsp": replace(TASKS["dsp"], held_out_pairs=40),
     "personas": replace(TASKS["personas"], train_pairs=100, held_out_pairs=40),
 }
 PROMPTS = {"dsp": 40, "personas": 24}

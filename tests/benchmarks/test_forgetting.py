@@ -120,6 +120,7 @@ def test_who_goes_on_is_decided_by_people_who_must_move() -> None:
     lost = next(row for row in rows if row.recipe == "hinge0.1")
     assert lost.window == 0 and lost.windows["likes the base"] > 0
     assert "hinge0.3 general" in summary.markdown(chosen)
+    assert "| general prompts | hinge0.3, hinge0.3 general | 1.00x, 4." in summary.changes(rows)
 
 
 def test_reported_tables_compare_ours_with_every_baseline() -> None:
@@ -132,7 +133,7 @@ def test_reported_tables_compare_ours_with_every_baseline() -> None:
         ]
     )
     assert "| hinge0.3 | 4." in report.windows(found)
-    compared = report.against_baselines(found)
+    compared = report.against_others(found)
     assert "window, as a factor: against | hinge0.3 |" in compared and "| dpo b0.1 | 4." in compared
     assert "1.000 [1.000, 1.000]" in report.ends(found)
     distances = {"formal-000": 1.0, "cheerful-001": 0.5, "plain-005": 0.0}
@@ -193,3 +194,12 @@ def test_loss_is_drawn_over_distance(tmp_path: Path) -> None:
     bands = report._by_distance(found["dpo b0.1"], distances, -1)
     assert [band for band, _ in bands] == [0.0, 0.5, 1.0] and all(value.mean == 1 for _, value in bands)
     assert report._best_mark(found["dpo b0.1"]) == (20, 1)
+
+
+def test_real_text_is_shown_by_manner() -> None:
+    report = module("report")
+    cells = [cell("dpo b0.1", 1e-3, seed, 0.6) for seed in (1, 2)]
+    shown = report.on_text(cells)
+    assert "| recipe | learning rate | area under the front | told at manner 0.3 |" in shown
+    # Everything is told where the manner is there six times in ten, and nothing where it never is.
+    assert "| 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] | 0.333 [" in shown
