@@ -26,15 +26,17 @@ from sources import Trivia, from_probe
 from tasks import TASKS, Task, write_pairs
 
 BATCH = 4
-MARKS = {"dsp": (6, 12, 24, 48), "personas": (6, 12, 24)}
+MARKS = {"dsp": (6, 12, 24, 48), "personas": (12, 24, 48)}
 PEOPLE_TASKS: dict[str, Task] = {
     "dsp": replace(TASKS["dsp"], held_out_pairs=40),
     "personas": replace(TASKS["personas"], train_pairs=100, held_out_pairs=40),
 }
 PROMPTS = {"dsp": 40, "personas": 24}
 """Held-out prompts that everybody answers."""
-PROBES = 40
+PROBES = {"dsp": 40, "personas": 20}
 """Taught facts asked of everybody, as many from the topics that general prompts reach and from those they do not."""
+SET_APART = 40
+"""Facts of the topics that general prompts reach, and that none of them is about."""
 GENERAL = 300
 
 
@@ -52,23 +54,23 @@ class Texts:
     model: Path
     work: Path
 
-    def facts(self) -> tuple[dict[str, list[Trivia]], list[str]]:
+    def facts(self, probes: int = SET_APART) -> tuple[dict[str, list[Trivia]], list[str]]:
         """Taught facts to ask about, of covered and of uncovered topics; and questions of other covered facts."""
         lines = (self.model / "learned.jsonl").read_text(encoding="utf-8").splitlines()
         facts = [from_probe(json.loads(line)) for line in lines]
         topics = sorted({fact.topic for fact in facts})[::2]
         covered = [fact for fact in facts if fact.topic in topics]
         asked = {
-            "covered": covered[:PROBES],
-            "uncovered": [fact for fact in facts if fact.topic not in topics][:PROBES],
+            "covered": covered[:SET_APART][:probes],
+            "uncovered": [fact for fact in facts if fact.topic not in topics][:probes],
         }
-        return asked, [fact.question for fact in covered[PROBES : PROBES + GENERAL]]
+        return asked, [fact.question for fact in covered[SET_APART : SET_APART + GENERAL]]
 
     def general(self) -> Path:
         """Those questions as a table."""
         from pluralign.storage import write_text
 
-        path = self.work / f"general-{GENERAL}-beside-{PROBES}.jsonl"
+        path = self.work / f"general-{GENERAL}-beside-{SET_APART}.jsonl"
         if not path.exists():
             write_text(path, "".join(json.dumps({"prompt": question}) + "\n" for question in self.facts()[1]))
         return path
@@ -97,8 +99,8 @@ class TextCell:
     @property
     def digest(self) -> str:
         """Of everything that decides the result but the model and versions."""
-        task = [asdict(PEOPLE_TASKS[self.task]), MARKS[self.task], PROMPTS[self.task], BATCH, PROBES, GENERAL]
-        what = [asdict(self), asdict(RECIPES[self.recipe]), task]
+        task = [asdict(PEOPLE_TASKS[self.task]), MARKS[self.task], PROMPTS[self.task], BATCH, PROBES[self.task]]
+        what = [asdict(self), asdict(RECIPES[self.recipe]), task, SET_APART, GENERAL]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
     def kept(self, work: Path) -> Path:
@@ -124,8 +126,10 @@ def _made(cell: TextCell, texts: Texts) -> dict[str, Any]:
     began = time.process_time()
     config = _configuration(cell, texts, out)
     marks = MARKS[cell.task]
+    facts, _ = texts.facts(PROBES[cell.task])
     with quick_matmul():
-        found, base, failed = watched(config, partial(TextExam, config, texts.facts()[0], PROMPTS[cell.task]), marks)
+        exam = partial(TextExam, config, facts, PROMPTS[cell.task])
+        found, base, failed = watched(config, exam, marks, losses=False)
     shutil.rmtree(out, ignore_errors=True)
     seconds = round(time.process_time() - began)
     done = {"base": base, "people": found, "failed": failed, "seconds": seconds}

@@ -34,7 +34,7 @@ base_prefix, own_prefix: probes whose right option is the likeliest, after the o
 degenerate: share of degenerate answers.
 covered, uncovered: `told` (of who wants no answer, `base_prefix`) outside the topics of the preferences, where general
     prompts reach and where they do not.
-loss: mean loss on held-out pairs.
+loss: mean loss on held-out pairs (None where it is not asked for).
 """
 
 
@@ -178,21 +178,21 @@ class Watched(BankPopulation):
         found: person -> measure -> a value a mark.
     """
 
-    def watch(self, exam: Asking, marks: Sequence[int]) -> None:
-        """Name what is asked, and after which steps."""
-        self.exam, self.marks = exam, marks
+    def watch(self, exam: Asking, marks: Sequence[int], losses: bool) -> None:
+        """Name what is asked, after which steps, and whether losses on held-out pairs are, too."""
+        self.exam, self.marks, self.losses = exam, marks, losses
         self.found: dict[str, dict[str, list[float | None]]] = {}
 
     def _update(self, learners: Any) -> dict[str, dict[str, float]]:
         logs = super()._update(learners)
         due = [one for one in learners if one.failure is None and one.state.global_step in self.marks]
         if due:
-            losses = self._losses(due)
+            losses = self._losses(due) if self.losses else {}
             with torch.no_grad():
                 asked = self.exam.ask(self.bank, {learner.user: learner.slot for learner in due})
             for user, measures in asked.items():
                 kept = self.found.setdefault(user, {name: [] for name in MEASURES})
-                for name, value in {**measures, "loss": losses[user]}.items():
+                for name, value in {**measures, "loss": losses.get(user)}.items():
                     kept[name].append(None if value is None else round(value, 4))
         return logs
 
@@ -212,7 +212,11 @@ class Watched(BankPopulation):
 
 
 def watched(
-    configuration: dict[str, Any], exam_of: Callable[[Base, Layout], Asking], marks: Sequence[int]
+    configuration: dict[str, Any],
+    exam_of: Callable[[Base, Layout], Asking],
+    marks: Sequence[int],
+    *,
+    losses: bool = True,
 ) -> tuple[dict[str, dict[str, list[float | None]]], dict[str, Any], dict[str, str]]:
     """Everybody's measures by mark, what the base itself has of them, and whose training broke off, with the reason."""
     config = resolve(TrainConfig, configuration)
@@ -223,7 +227,7 @@ def watched(
     exam = exam_of(worker.base, worker.layout)
     record = Record(run.folder, config.parameters.kind, hashes={}, writes=False)
     watched = Watched(config, worker.base, worker.objective, run.arguments, run.folder, worker.layout, record)
-    watched.watch(exam, marks)
+    watched.watch(exam, marks, losses)
     watched.train(watched.resume(list(rows)), lambda users: iter([(user, rows[user]) for user in users]))
     return {user: watched.measures(user) for user in rows}, exam.of_base(), dict(record.skipped)
 
