@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pluralign.fewshot.answers import Question
-from pluralign.fewshot.features import centred, hashed
+from pluralign.fewshot.features import Points, hashed
 
 QUESTIONS = [
     Question("Do you trust the army?", ("A great deal", "Not at all")),
@@ -33,8 +33,8 @@ def test_options_that_say_the_same_are_alike() -> None:
 def test_centring_leaves_what_tells_options_apart(sizes: list[int], seed: int) -> None:
     starts = np.concatenate([[0], np.cumsum(sizes)])
     vectors = np.random.default_rng(seed).normal(size=(starts[-1], 3))
-    found = centred(vectors, starts)
+    found = Points(vectors, starts).centred
     for first, last in itertools.pairwise(starts):
         np.testing.assert_allclose(found[first:last].sum(0), 0, atol=1e-12)
         np.testing.assert_allclose(found[first] - found[first + 1], vectors[first] - vectors[first + 1], atol=1e-12)
-    np.testing.assert_allclose(centred(found, starts), found, atol=1e-12)
+    np.testing.assert_allclose(Points(found, starts).centred, found, atol=1e-12)

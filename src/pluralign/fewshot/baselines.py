@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pluralign.fewshot.answers import Answers, Shares
-from pluralign.fewshot.features import Points, centred
+from pluralign.fewshot.features import Points
 
 Context = Mapping[int, Shares]
 """Number of a question -> what the group answered."""
@@ -120,7 +120,7 @@ def ridge(context: Context, points: Points, targets: Sequence[int], *, penalty: 
     Returns:
         Shares, cut at 0 and scaled to sum to 1.
     """
-    vectors = centred(points.vectors, points.starts)
+    vectors = points.centred
     at = points.of(list(context))
     weights = np.zeros(vectors.shape[1])
     if len(at):

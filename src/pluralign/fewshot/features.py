@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -28,10 +29,23 @@ class Points:
     vectors: np.ndarray
     starts: np.ndarray
 
+    @cached_property
+    def centred(self) -> np.ndarray:
+        """Vectors less the mean of their question, float64 `[points, d]`.
+
+        What tells a question's options apart, and nothing of the question alone.
+        """
+        means = np.add.reduceat(self.vectors, self.starts[:-1], axis=0) / np.diff(self.starts)[:, None]
+        return np.asarray(self.vectors - means[self.questions])
+
     @property
     def questions(self) -> np.ndarray:
         """Int64 `[points]`, the question of each point."""
         return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+
+    def slice(self, number: int) -> slice:
+        """Where the points of a question are."""
+        return slice(int(self.starts[number]), int(self.starts[number + 1]))
 
     def of(self, numbers: Sequence[int]) -> np.ndarray:
         """Int64, the points of some questions, in their order."""
@@ -49,13 +63,6 @@ def points(questions: Sequence[Question], vectors: np.ndarray) -> Points:
     """
     starts = np.concatenate([[0], np.cumsum([len(question.options) for question in questions])]).astype(int)
     return Points(np.asarray(vectors, float), starts)
-
-
-def centred(vectors: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Vectors less the mean of their question: what tells its options apart, and nothing of the question alone."""
-    sizes = np.diff(starts)
-    means = np.add.reduceat(vectors, starts[:-1], axis=0) / sizes[:, None]
-    return vectors - np.repeat(means, sizes, axis=0)
 
 
 def hashed(questions: Sequence[Question], dimensions: int = HASHED) -> Points:

@@ -6,8 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pluralign.fewshot.answers import Question
 
-def wasserstein_alignment(predicted: Sequence[float], shares: Sequence[float], ordinals: Sequence[float]) -> float:
+Values = Sequence[float] | np.ndarray
+
+
+def wasserstein_alignment(predicted: Values, shares: Values, ordinals: Sequence[float]) -> float:
     """1 - W / W_max of two distributions on a line (Santurkar et al. 2023, OpinionQA).
 
     Args:
@@ -28,7 +32,7 @@ def wasserstein_alignment(predicted: Sequence[float], shares: Sequence[float], o
     return 1 - distance / float(span)
 
 
-def jensen_shannon_alignment(predicted: Sequence[float], shares: Sequence[float]) -> float:
+def jensen_shannon_alignment(predicted: Values, shares: Values) -> float:
     """1 - the Jensen-Shannon distance (Durmus et al. 2023, GlobalOpinionQA): the root of the divergence in nats.
 
     Args:
@@ -47,7 +51,23 @@ def jensen_shannon_alignment(predicted: Sequence[float], shares: Sequence[float]
     return 1 - float(np.sqrt(max(divergence, 0.0)))
 
 
-def _scaled(values: Sequence[float]) -> np.ndarray | None:
+def alignment(question: Question, predicted: Values, shares: Values) -> float:
+    """Of a question whose options stand on a line Wasserstein alignment, of any other one Jensen-Shannon alignment.
+
+    Args:
+        question: what was asked.
+        predicted: `[options]`, at least 0.
+        shares: of the group, likewise.
+
+    Returns:
+        In [0, 1]; NaN where it is undefined.
+    """
+    if question.ordinals is not None:
+        return wasserstein_alignment(predicted, shares, question.ordinals)
+    return jensen_shannon_alignment(predicted, shares)
+
+
+def _scaled(values: Values) -> np.ndarray | None:
     array = np.asarray(values, float)
     total = array.sum()
     return array / total if total > 0 and (array >= 0).all() else None

@@ -1,0 +1,119 @@
+"""The closed form: its special cases, what it reads out of answers, and how sure it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pluralign.fewshot.answers import Answers, Question
+from pluralign.fewshot.features import Points, points
+from pluralign.fewshot.fitting import KNOWN, NEW, fit
+from pluralign.fewshot.metrics import alignment
+from pluralign.fewshot.taste import Scales, log_shares, taste
+
+
+def population(seed: int, groups: int, questions: int = 40, dimensions: int = 6) -> tuple[Answers, Points]:
+    """Groups whose log-shares are a common mean, a taste of their own for the options' vectors, and noise."""
+    draw = np.random.default_rng(seed)
+    answers, vectors = Answers(), []
+    tastes, common = draw.normal(size=(groups, dimensions)), draw.normal(size=dimensions)
+    for number in range(questions):
+        question = Question(f"Question {number}?", tuple(f"option {n}" for n in range(draw.integers(2, 5))))
+        options = draw.normal(size=(len(question.options), dimensions)) / np.sqrt(dimensions)
+        vectors.append(options)
+        own = options @ common + draw.normal(size=len(options)) * 0.5
+        for group, taste_of in enumerate(tastes):
+            logits = own + 1.5 * options @ taste_of + draw.normal(size=len(options)) * 0.2
+            answers.add(f"group {group}", question, np.exp(logits) / np.exp(logits).sum())
+    return answers, points(answers.questions, np.concatenate(vectors))
+
+
+def part(answers: Answers, groups: range, questions: range) -> Answers:
+    found = answers.of(f"group {group}" for group in groups)
+    found.groups = {
+        group: {number: shares for number, shares in own.items() if number in questions}
+        for group, own in found.groups.items()
+    }
+    return found
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_a_prediction_is_a_distribution_whatever_the_order_of_the_answers(seed: int) -> None:
+    answers, vectors = population(seed, groups=5, questions=10)
+    view = taste(part(answers, range(4), range(8)), vectors, Scales()).view(answers.questions, vectors)
+    own = answers.groups["group 4"]
+    context = {number: own[number] for number in range(5)}
+    found = view.read(context).predict(range(5, 10))
+    again = view.read(dict(reversed(context.items()))).predict([9, 5])
+    for number, one in zip(range(5, 10), found, strict=True):
+        assert one.shares.shape == one.deviations.shape == own[number].shape
+        assert one.shares.min() >= 0 and one.shares.sum() == pytest.approx(1) and one.deviations.min() > 0
+    np.testing.assert_allclose(again[0].shares, found[4].shares, atol=1e-9)
+    np.testing.assert_allclose(again[1].deviations, found[0].deviations, atol=1e-9)
+
+
+def test_without_differences_everybody_is_the_mean() -> None:
+    answers, vectors = population(0, groups=6)
+    still = Scales(together=1e-12, vectors=1e-12, mean_own=1e9, own=0.5, blend=0.0)
+    learned = part(answers, range(5), range(40))
+    view = taste(learned, vectors, still).view(answers.questions, vectors)
+    own = answers.groups["group 5"]
+    found = view.read({number: own[number] for number in range(10)}).predict([20])[0]
+    logs = np.mean([log_shares(answers.groups[f"group {n}"][20]) for n in range(5)], 0)
+    np.testing.assert_allclose(found.shares, np.exp(logs) / np.exp(logs).sum(), atol=1e-6)
+
+
+def test_without_training_groups_it_is_a_ridge_regression_on_the_vectors() -> None:
+    answers, vectors = population(1, groups=1)
+    scales = Scales(vectors=0.7, own=0.3, mean_own=0.2)
+    view = taste(Answers(), points([], np.zeros((0, 6))), scales).view(answers.questions, vectors)
+    own = answers.groups["group 0"]
+    found = view.read({number: own[number] for number in range(20)}).predict([30])[0]
+    read = vectors.centred[vectors.of(range(20))]
+    said = np.concatenate([log_shares(own[number]) for number in range(20)])
+    weights = np.linalg.solve(read.T @ read + 0.5 / 0.7 * np.eye(6), read.T @ said)
+    logs = vectors.centred[vectors.slice(30)] @ weights
+    np.testing.assert_allclose(found.shares, np.exp(logs) / np.exp(logs).sum(), atol=1e-9)
+
+
+def test_more_answers_make_it_surer_and_better() -> None:
+    answers, vectors = population(2, groups=24, questions=60)
+    view = taste(part(answers, range(16), range(60)), vectors, Scales()).view(answers.questions, vectors)
+    scores, widths = [], []
+    for size in (0, 3, 10, 30):
+        found = [
+            (answers.questions[number], one, own[number])
+            for own in (answers.groups[f"group {group}"] for group in range(16, 24))
+            for number, one in zip(
+                range(40, 60), view.read({n: own[n] for n in range(size)}).predict(range(40, 60)), strict=True
+            )
+        ]
+        scores.append(np.mean([alignment(question, one.shares, shares) for question, one, shares in found]))
+        widths.append(np.mean([one.deviations.mean() for _, one, _ in found]))
+    assert scores == sorted(scores) and scores[-1] > scores[0] + 0.05
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_fitted_intervals_hold_what_they_say_of_new_groups() -> None:
+    answers, vectors = population(4, groups=26, questions=40)
+    fitted = fit(part(answers, range(16), range(30)), vectors)
+    assert fitted.calibration is not None
+    view = fitted.taste.view(answers.questions, vectors)
+    for kind, targets in ((KNOWN, range(20, 30)), (NEW, range(30, 40))):
+        inside = []
+        for own in (answers.groups[f"group {group}"] for group in range(16, 26)):
+            for size in (5, 20):
+                predicted = view.read({number: own[number] for number in range(size)}).predict(targets)
+                for number, one in zip(targets, predicted, strict=True):
+                    low, high = fitted.calibration.interval(one, kind, 0.8)
+                    inside += list((low <= own[number]) & (own[number] <= high))
+        assert 0.7 < np.mean(inside) < 0.9
+
+
+def test_too_few_groups_leave_the_defaults_and_no_intervals() -> None:
+    answers, vectors = population(4, groups=3)
+    fitted = fit(answers, vectors)
+    assert fitted.taste.scales == Scales() and fitted.calibration is None and np.isnan(fitted.alignment)
