@@ -17,6 +17,8 @@ from pluralign.config import (
     CheckConfig,
     DemoConfig,
     EvaluateConfig,
+    FewshotFitConfig,
+    FewshotPredictConfig,
     GenerateConfig,
     MetaPairsConfig,
     PeopleListConfig,
@@ -140,6 +142,26 @@ def generate(config: GenerateConfig) -> int:
     return DONE
 
 
+def fewshot_fit(config: FewshotFitConfig) -> int:
+    """Learn from groups what a few answers of a new one say of all its others."""
+    from pluralign.fewshot.running import fit_fewshot
+
+    made = fit_fewshot(config)
+    if made.rescaled:
+        _say(f"distributions whose sum was near 1 and was made 1: {made.rescaled}")
+    _say(f"{made.predictor.summary()}\npredictor: {made.path}")
+    return DONE
+
+
+def fewshot_predict(config: FewshotPredictConfig) -> int:
+    """Predict what groups will answer from a few of their answers."""
+    from pluralign.fewshot.running import predict_fewshot
+
+    found = predict_fewshot(config)
+    _say(f"predictions: {config.output} ({len(found)})")
+    return DONE
+
+
 def people_list(config: PeopleListConfig) -> int:
     """List everybody of a run: adapter or reason why none, steps, accuracy, size."""
     from pluralign.people.listing import as_json, list_people, people_table
@@ -207,6 +229,8 @@ COMMANDS: dict[str, Command] = {
     "train": Command(TrainConfig, train),
     "evaluate": Command(EvaluateConfig, evaluate),
     "generate": Command(GenerateConfig, generate),
+    "fewshot fit": Command(FewshotFitConfig, fewshot_fit, first="--data"),
+    "fewshot predict": Command(FewshotPredictConfig, fewshot_predict),
     "people list": Command(PeopleListConfig, people_list, first="--run"),
     "people show": Command(PeopleShowConfig, people_show, first="--run"),
     "people remove": Command(PeopleRemoveConfig, people_remove, first="--run"),

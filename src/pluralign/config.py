@@ -40,14 +40,18 @@ __all__ = [
     "ContrastConfig",
     "DataConfig",
     "DemoConfig",
+    "EmbeddingConfig",
     "EvaluateConfig",
     "EvaluationConfig",
+    "FewshotFitConfig",
+    "FewshotPredictConfig",
     "GenerateConfig",
     "GenerationConfig",
     "GroupWeightingConfig",
     "LossConfig",
     "MetaPairsConfig",
     "ModelConfig",
+    "ModuleTrainingConfig",
     "NllAnchorConfig",
     "ParametersConfig",
     "PeopleListConfig",
@@ -244,6 +248,74 @@ class DemoConfig:
     """A preset (see docs/methods) or a YAML file of yours."""
     seed: int = 0
     """Fixes people, splits, initial adapters, order."""
+
+
+@dataclass
+class EmbeddingConfig:
+    """Answer options as vectors."""
+
+    model: str = "ngrams"
+    """`ngrams` (hashed words), or folder or hub id of a transformers or sentence-transformers model."""
+    pooling: Literal["answer", "all"] = "answer"
+    """Mean over the answer's tokens, or over all of question, options and answer, as published."""
+    device: str = "auto"
+    """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`."""
+
+
+@dataclass
+class ModuleTrainingConfig:
+    """How the published module is trained."""
+
+    steps: int = 3000
+    """Of the optimiser; the published 200,000 take hours."""
+    learning_rate: float = 3e-4
+    """At first; it falls to 0 along a cosine."""
+    loss: Literal["cross_entropy", "gaussian_nll"] = "cross_entropy"
+    """Cross-entropy of shares, or the published Gaussian likelihood, which grows over-confident."""
+    groups: int = 32
+    """Groups in a step, at most."""
+
+
+@dataclass
+class FewshotFitConfig:
+    """`pluralign fewshot fit`: a predictor of whole answers from a few, learned of some groups."""
+
+    data: str | list[str] = field(default_factory=list)
+    """Tables of survey answers (`group, question, options, distribution`), or of preferences."""
+    group: str | None = None
+    """Column that says whose answers they are; by default `group` of survey answers and `user` of preferences."""
+    predictor: Literal["taste", "gpo"] = "taste"
+    """The closed form, or the published module."""
+    embeddings: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    module: ModuleTrainingConfig = field(default_factory=ModuleTrainingConfig)
+    output: str = "predictor.safetensors"
+    """The file to write."""
+    overwrite: bool = False
+    """Replace a file that is there."""
+    cache_dir: str | None = None
+    """Folder of the cache of vectors; by default the user's cache folder."""
+    seed: int = 0
+    """Fixes validation groups, initial weights and episodes."""
+
+
+@dataclass
+class FewshotPredictConfig:
+    """`pluralign fewshot predict`: what groups will answer, from a few of their answers."""
+
+    predictor: str = "predictor.safetensors"
+    """What `pluralign fewshot fit` wrote."""
+    answers: str | list[str] = field(default_factory=list)
+    """Tables of what the groups have answered, in the form of the predictor's own data."""
+    group: str | None = None
+    """Column that says whose answers they are, as of `fewshot fit`."""
+    questions: str | list[str] = field(default_factory=list)
+    """Tables of what to predict: `question, options`, or preferences."""
+    level: float = 0.8
+    """Share of the true answers that the intervals should hold: 0.5, 0.8, 0.9 or 0.95."""
+    output: str = "predictions.jsonl"
+    """The file to write, a row a group and question."""
+    cache_dir: str | None = None
+    """Folder of the cache of vectors; by default the user's cache folder."""
 
 
 @dataclass

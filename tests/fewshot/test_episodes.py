@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pluralign.config import ModuleTrainingConfig
 from pluralign.fewshot.answers import Answers, Question
 from pluralign.fewshot.baselines import uniform
-from pluralign.fewshot.episodes import ModuleTraining, episode, predict, train_module
+from pluralign.fewshot.episodes import episode, predict, train_module
 from pluralign.fewshot.features import Points, points
 from pluralign.fewshot.metrics import alignment
 
@@ -53,8 +54,8 @@ def test_an_episode_asks_nothing_that_it_has_told(counts: list[int], seed: int) 
 
 def test_a_trained_module_reads_what_a_new_group_wants() -> None:
     answers, found = population(0, 16, 20)
-    training = ModuleTraining(steps=150, learning_rate=1e-3, seed=1)
-    trained = train_module(answers.of(f"group {n}" for n in range(10)), found, training)
+    training = ModuleTrainingConfig(steps=150, learning_rate=1e-3)
+    trained = train_module(answers.of(f"group {n}" for n in range(10)), found, training, seed=1)
     assert trained.alignment == max(value for _, value in trained.trace)
     scores = []
     for group in range(10, 16):
@@ -73,6 +74,6 @@ def test_a_trained_module_reads_what_a_new_group_wants() -> None:
 
 def test_a_seed_gives_one_module() -> None:
     answers, found = population(1, 6, 8)
-    one, other = (train_module(answers, found, ModuleTraining(steps=3, seed=2)) for _ in range(2))
+    one, other = (train_module(answers, found, ModuleTrainingConfig(steps=3), seed=2) for _ in range(2))
     assert one.trace == other.trace and len(one.trace) == 3
     assert all(torch.equal(a, b) for a, b in zip(one.module.parameters(), other.module.parameters(), strict=True))

@@ -9,6 +9,7 @@ import numpy as np
 
 from pluralign.preferences import Preferences
 from pluralign.preferences.schema import Text
+from pluralign.storage import sha256_of_json
 
 Shares = np.ndarray
 """float64 `[options]`, at least 0, with sum 1."""
@@ -27,6 +28,11 @@ class Question:
     text: str
     options: tuple[str, ...]
     ordinals: tuple[float, ...] | None = None
+
+    @property
+    def key(self) -> str:
+        """Hex digest of text and options."""
+        return sha256_of_json([self.text, list(self.options)])
 
 
 @dataclass(slots=True)

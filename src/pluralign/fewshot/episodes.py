@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pluralign.config import ModuleTrainingConfig
 from pluralign.fewshot.answers import Answers, Shares
 from pluralign.fewshot.features import Points
 from pluralign.fewshot.metrics import alignment
@@ -27,25 +27,6 @@ VALIDATION = 0.2
 VALIDATED_CONTEXT = 20
 CHECKS = 20
 """How often in a training the validation groups are asked."""
-
-
-@dataclass(frozen=True)
-class ModuleTraining:
-    """How the module is trained.
-
-    Attributes:
-        steps: of the optimiser (Adam, learning rate falling to 0 along a cosine).
-        learning_rate: at first.
-        loss: the published Gaussian likelihood of shares, or their cross-entropy.
-        groups: in a step, at most.
-        seed: of initial weights, episodes and validation groups.
-    """
-
-    steps: int = 3000
-    learning_rate: float = 3e-4
-    loss: Literal["gaussian_nll", "cross_entropy"] = "cross_entropy"
-    groups: int = 32
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,24 +94,26 @@ def episode(
     )
 
 
-def train_module(answers: Answers, points: Points, training: ModuleTraining) -> TrainedModule:
+def train_module(answers: Answers, points: Points, training: ModuleTrainingConfig, *, seed: int = 0) -> TrainedModule:
     """Train the module on groups, each predicted from some of its own answers.
 
     Args:
         answers: of the training groups; those with fewer than two answers teach nothing.
         points: of all questions.
         training: how.
+        seed: of initial weights, episodes and validation groups.
     """
-    torch.manual_seed(training.seed)
-    draw = np.random.default_rng(training.seed)
+    draw = np.random.default_rng(seed)
     vectors = torch.tensor(points.vectors, dtype=torch.float32)
-    module = PreferenceModule(ModuleConfig(dim_x=vectors.shape[1]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = PreferenceModule(ModuleConfig(dim_x=vectors.shape[1]))
     able = [group for group, own in answers.groups.items() if len(own) >= 2]
     kept = [able[place] for place in draw.permutation(len(able))[: int(VALIDATION * len(able))]]
     taught = [answers.groups[group] for group in able if group not in kept]
     optimizer = torch.optim.Adam(module.parameters(), lr=training.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
-    best = _Best(answers, points, kept, training.seed)
+    best = _Best(answers, points, kept, seed)
     with progress_bar() as bar:
         task = bar.add_task("few-shot module", total=training.steps)
         for step, groups in enumerate(_batches(taught, training, draw), 1):
@@ -204,7 +187,7 @@ def _halves(own: Mapping[int, Shares], draw: np.random.Generator) -> tuple[dict[
 
 
 def _batches(
-    taught: Sequence[Mapping[int, Shares]], training: ModuleTraining, draw: np.random.Generator
+    taught: Sequence[Mapping[int, Shares]], training: ModuleTrainingConfig, draw: np.random.Generator
 ) -> Iterator[list[Mapping[int, Shares]]]:
     for _ in range(training.steps):
         yield [taught[place] for place in draw.permutation(len(taught))[: training.groups]]

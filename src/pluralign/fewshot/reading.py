@@ -15,7 +15,7 @@ import numpy as np
 from pluralign.errors import InputError
 from pluralign.fewshot.answers import Answers, Question, Shares
 from pluralign.preferences.reading import Table, read_table
-from pluralign.preferences.schema import BadRow, Place, excerpt
+from pluralign.preferences.schema import BadRow, Place, Problem, excerpt
 
 TOLERANCE = 0.02
 """How far the sum of a distribution may be from 1."""
@@ -91,6 +91,23 @@ def read_answers(path: Path | str, *, group: str = "group") -> Answers:
     return _gathered(table, _selections if published else lambda row: [_own_row(row, group)])
 
 
+def read_questions(path: Path | str) -> list[Question]:
+    """Read what is to be predicted: rows of `question, options` and, where options stand on a line, `ordinals`.
+
+    Raises:
+        InputError: a row that cannot be used, with its place.
+    """
+    table = read_table(path)
+    found, bad = [], list(table.problems)
+    for number, row in table.rows:
+        try:
+            found.append(_asked(row, None))
+        except BadRow as problem:
+            bad.append(problem.at(Place(table.name, number)))
+    _refuse(bad)
+    return found
+
+
 def _gathered(table: Table, read: Any) -> Answers:
     found, bad = Answers(name=table.name), list(table.problems)
     for number, row in table.rows:
@@ -103,12 +120,17 @@ def _gathered(table: Table, read: Any) -> Answers:
                     raise BadRow(None, f"group {owner!r} has answered the same question in an earlier row")
         except BadRow as problem:
             bad.append(problem.at(place))
+    _refuse(bad)
+    return found
+
+
+def _refuse(bad: Sequence[Problem]) -> None:
+    """Raise where there are rows that cannot be used."""
     if bad:
         more = f" (and {len(bad) - 1} more rows)" if len(bad) > 1 else ""
         first = bad[0]
         column = f", column {first.column!r}" if first.column else ""
         raise InputError(f"{first.found}{more}", where=f"{first.place}{column}", fix=first.fix)
-    return found
 
 
 def _own_row(row: Mapping[str, Any], group: str) -> tuple[str, Question, Any]:
@@ -116,14 +138,17 @@ def _own_row(row: Mapping[str, Any], group: str) -> tuple[str, Question, Any]:
         if row.get(name) is None:
             raise BadRow(name, "there is no such cell", _OWN_FORM)
     owner = str(row[group])
+    return owner, _asked(row, owner), _list(row["distribution"], "distribution", owner)
+
+
+def _asked(row: Mapping[str, Any], owner: str | None) -> Question:
+    for name in ("question", "options"):
+        if row.get(name) is None:
+            raise BadRow(name, "there is no such cell", _OWN_FORM)
     options = _list(row["options"], "options", owner)
     ordinals = row.get("ordinals")
     places = None if ordinals is None else _numbers(_list(ordinals, "ordinals", owner), "ordinals", owner)
-    return (
-        owner,
-        _question(owner, str(row["question"]), options, places),
-        _list(row["distribution"], "distribution", owner),
-    )
+    return _question(owner, str(row["question"]), options, places)
 
 
 def _selections(row: Mapping[str, Any]) -> list[tuple[str, Question, Any]]:
@@ -146,17 +171,17 @@ def _answered(distribution: Any) -> bool:
     return not isinstance(distribution, list) or any(distribution)
 
 
-def _question(owner: str, text: str, options: Sequence[Any], ordinals: tuple[float, ...] | None) -> Question:
+def _question(owner: str | None, text: str, options: Sequence[Any], ordinals: tuple[float, ...] | None) -> Question:
     named = tuple(str(option) for option in options)
     if len(named) < 2:
-        raise BadRow("options", f"group {owner!r}: {len(named)} option, where an answer is a choice between some")
+        raise BadRow("options", f"{_whose(owner)}{len(named)} option, where an answer is a choice between some")
     if len(set(named)) < len(named):
         twice = next(option for option in named if named.count(option) > 1)
         raise BadRow(
-            "options", f"group {owner!r}: option {twice!r} stands there twice", "Join the two, and their shares."
+            "options", f"{_whose(owner)}option {twice!r} stands there twice", "Join the two, and their shares."
         )
     if ordinals is not None and len(ordinals) != len(named):
-        raise BadRow("ordinals", f"group {owner!r}: {len(ordinals)} ordinals for {len(named)} options")
+        raise BadRow("ordinals", f"{_whose(owner)}{len(ordinals)} ordinals for {len(named)} options")
     return Question(text, named, ordinals)
 
 
@@ -183,23 +208,26 @@ def _shares(owner: str, question: Question, distribution: Any) -> tuple[Shares, 
 _ROUNDING = 1e-9
 
 
+def _whose(owner: str | None) -> str:
+    return f"group {owner!r}: " if owner is not None else ""
+
+
 def _list(cell: Any, column: str, owner: str | None) -> list[Any]:
     value = _literal(cell, column, owner) if isinstance(cell, str) else cell
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if not isinstance(value, (list, tuple)):
-        whose = f"group {owner!r}: " if owner else ""
-        raise BadRow(column, f"{whose}the cell holds {excerpt(cell)}, not a list")
+        raise BadRow(column, f"{_whose(owner)}the cell holds {excerpt(cell)}, not a list")
     return list(value)
 
 
-def _numbers(values: Sequence[Any], column: str, owner: str) -> tuple[float, ...]:
+def _numbers(values: Sequence[Any], column: str, owner: str | None) -> tuple[float, ...]:
     try:
         found = tuple(float(value) for value in values)
     except (TypeError, ValueError):
-        raise BadRow(column, f"group {owner!r}: the cell holds {excerpt(values)}, not a list of numbers") from None
+        raise BadRow(column, f"{_whose(owner)}the cell holds {excerpt(values)}, not a list of numbers") from None
     if not all(map(math.isfinite, found)):
-        raise BadRow(column, f"group {owner!r}: a number is {next(n for n in found if not math.isfinite(n))}")
+        raise BadRow(column, f"{_whose(owner)}a number is {next(n for n in found if not math.isfinite(n))}")
     return found
 
 
@@ -210,8 +238,7 @@ def _literal(text: str, column: str, owner: str | None) -> Any:
             return read(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-    whose = f"group {owner!r}: " if owner else ""
-    raise BadRow(column, f"{whose}the cell holds {excerpt(text)}, neither JSON nor a list as Python prints it")
+    raise BadRow(column, f"{_whose(owner)}the cell holds {excerpt(text)}, neither JSON nor a list as Python prints it")
 
 
 def _opinion_qa(folder: Path) -> Answers:

@@ -71,13 +71,13 @@ class Taste:
 
     Attributes:
         scales: as chosen.
-        known: questions that training groups answered.
+        known: key of a question -> what is known of it.
         mean_weights: float `[d]`, from vectors to the mean.
         direction_weights: float `[d, k]`, from vectors to the directions.
     """
 
     scales: Scales
-    known: Mapping[Question, Known]
+    known: Mapping[str, Known]
     mean_weights: np.ndarray
     direction_weights: np.ndarray
 
@@ -93,7 +93,7 @@ class Taste:
         unsure = np.full(len(vectors), self.scales.mean_own)
         shares = np.full(len(vectors), np.nan)
         for number, question in enumerate(questions):
-            if (there := self.known.get(question)) is not None:
+            if (there := self.known.get(question.key)) is not None:
                 part = points.slice(number)
                 mean[part], unsure[part] = there.mean, there.unsure
                 directions[part], shares[part] = there.directions, there.shares
@@ -221,7 +221,7 @@ def taste(answers: Answers, points: Points, scales: Scales) -> Taste:
         part = points.slice(number)
         if table.counts[part.start]:
             shares = table.shares[part] / table.counts[part]
-            known[question] = Known(mean[part], unsure[part], directions[part], shares)
+            known[question.key] = Known(mean[part], unsure[part], directions[part], shares)
     return Taste(scales, known, weights, own_weights @ turn)
 
 

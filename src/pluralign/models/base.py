@@ -72,7 +72,7 @@ def load_base(config: ModelConfig) -> Base:
     """
     folder = find_model(config.model, config.model_revision)
     weights = _weight_files(folder)
-    device = _device(config.device)
+    device = find_device(config.device)
     _check_quantization(config, device)
     tokenizer = _load_tokenizer(folder)
     model = _load_model(folder, config, device)
@@ -288,7 +288,12 @@ def _frozen(model: Any, tokenizer: Any, fingerprint: str, name: str) -> Base:
     return Base(model, tokenizer, fingerprint, tokens, name)
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device that a configuration names: `auto` is a GPU where there is one.
+
+    Raises:
+        InputError: there is no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,14 +13,14 @@ from torch import Tensor
 
 from pluralign.errors import InputError
 from pluralign.models.anchored_table import Anchored
-from pluralign.models.base import Base, find_model
+from pluralign.models.base import Base
 from pluralign.models.cache import Cache
+from pluralign.models.encoder import Encoder, find_encoder, in_batches, pooled
 from pluralign.models.generation import evaluation_mode
 from pluralign.models.given_references import fingerprint_of
 from pluralign.models.masks import causal_lm
 from pluralign.preferences.keys import text_key
 from pluralign.preferences.schema import Text
-from pluralign.progress import progress_bar
 
 KEY = "loss.contrast.embeddings"
 COLUMN = "column:"
@@ -29,7 +28,6 @@ _FIX = "It is ngrams, hidden, column:NAME, or the folder or hub id of a model wi
 BUCKETS = 512
 """Length of hashed vectors."""
 NGRAMS = (3, 4, 5)
-BATCH = 32
 
 
 class Embeddings:
@@ -44,7 +42,7 @@ class Embeddings:
         self.kind, self.base = kind, base
         self._known: dict[str, Tensor] = {}
         self._size: int | None = None
-        self._encoder: _Encoder | None = None
+        self._encoder: Encoder | None = None
 
     def of(self, rows: Sequence[Anchored]) -> list[Tensor]:
         """A vector for each row's prompt: [D] float32 on the CPU, the same D for all.
@@ -66,7 +64,7 @@ class Embeddings:
         if self.kind == "hidden":
             return _hidden(self.base, [row.encoded.prompt_ids for row in rows])
         if self._encoder is None:
-            self._encoder = _Encoder(self.kind, self.base.device)
+            self._encoder = Encoder(self.kind, self.base.device, key=KEY, fix=_FIX)
         return self._encoder.of([_words(row.preference.prompt) for row in rows])
 
     def _of_column(self, name: str, rows: Sequence[Anchored]) -> list[Tensor]:
@@ -95,14 +93,7 @@ def embedder_digest(kind: str, cache: Cache) -> str | None:
     """
     if kind in ("ngrams", "hidden") or kind.startswith(COLUMN):
         return None
-    return fingerprint_of(_found(kind), cache)
-
-
-def _found(name: str) -> Path:
-    try:
-        return find_model(name)
-    except InputError as error:
-        raise InputError(f"{KEY} is {name!r}: {error.found}", where=error.where, fix=_FIX) from error
+    return fingerprint_of(find_encoder(kind, key=KEY, fix=_FIX), cache)
 
 
 def hashed_ngrams(text: str) -> Tensor:
@@ -140,62 +131,8 @@ def _words(prompt: Text) -> str:
 def _hidden(base: Base, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
     """Mean of the last hidden states over a prompt's tokens."""
     model = causal_lm(base.model).base_model
+    pad_id = base.tokenizer.pad_token_id
     with evaluation_mode(base.model):
-        return _in_batches(prompts, lambda batch: _pooled(model, batch, pad_id=base.tokenizer.pad_token_id))
-
-
-class _Encoder:
-    """Another model: mean of its last hidden states, as sentence-transformers pools by default."""
-
-    def __init__(self, name: str, device: torch.device) -> None:
-        from transformers import AutoModel, AutoTokenizer
-
-        folder = _found(name)
-        _check_pooling(folder)
-        options = {"local_files_only": True, "trust_remote_code": False}
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
-            # Weights in a pickle are refused, as they are for the base.
-            self.model: Any = AutoModel.from_pretrained(folder, use_safetensors=True, **options).to(device).eval()
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{KEY} is {name!r}, which cannot be loaded ({reason[:200]})", fix=_FIX) from None
-
-    @torch.no_grad()
-    def of(self, texts: Sequence[str]) -> list[Tensor]:
-        limit = int(getattr(self.model.config, "max_position_embeddings", 512))
-        longest = min(int(self.tokenizer.model_max_length), limit)
-        ids = self.tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        return _in_batches(ids, lambda batch: _pooled(self.model, batch, pad_id=pad))
-
-
-def _check_pooling(folder: Path) -> None:
-    """Raise where a sentence-transformers model is not of the kind whose vectors are means over tokens."""
-    path = folder / "1_Pooling" / "config.json"
-    if path.is_file() and not json.loads(path.read_text(encoding="utf-8")).get("pooling_mode_mean_tokens", True):
-        raise InputError("the model does not pool by the mean over tokens", where=str(path), fix="Take one that does.")
-
-
-def _in_batches(sequences: Sequence[Sequence[int]], run: Any) -> list[Tensor]:
-    """`run` on batches of like length; its rows in the order of the sequences."""
-    found: list[Tensor] = [torch.empty(0)] * len(sequences)
-    order = sorted(range(len(sequences)), key=lambda number: len(sequences[number]))
-    with progress_bar() as progress:
-        task = progress.add_task("embeddings", total=len(sequences))
-        for start in range(0, len(order), BATCH):
-            numbers = order[start : start + BATCH]
-            for number, vector in zip(numbers, run([sequences[number] for number in numbers]), strict=True):
-                found[number] = vector.float().cpu()
-            progress.advance(task, len(numbers))
-    return found
-
-
-def _pooled(model: Any, batch: Sequence[Sequence[int]], *, pad_id: int) -> Tensor:
-    width = max(map(len, batch))
-    ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in batch], device=model.device)
-    lengths = torch.tensor([len(row) for row in batch], device=model.device)
-    mask = torch.arange(width, device=model.device) < lengths[:, None]
-    states = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
-    summed: Tensor = (states * mask[:, :, None]).sum(dim=1)
-    return summed / lengths.clamp(min=1)[:, None]
+        return in_batches(
+            list(map(len, prompts)), lambda numbers: pooled(model, [prompts[n] for n in numbers], pad_id=pad_id)
+        )

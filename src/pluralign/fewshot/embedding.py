@@ -1,0 +1,78 @@
+"""Options as vectors of a model, computed once per distinct text; or of no model at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pluralign.config import EmbeddingConfig
+from pluralign.errors import InputError
+from pluralign.fewshot.answers import Question
+from pluralign.fewshot.features import HASHED, Points, hashed, points
+from pluralign.storage import sha256_of_json
+
+NGRAMS = "ngrams"
+KEY = "embeddings.model"
+_FIX = "It is ngrams, or the folder or hub id of a model with weights in safetensors."
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def embed(
+    questions: Sequence[Question], config: EmbeddingConfig, *, cache_dir: str | Path | None = None
+) -> tuple[Points, str]:
+    """A vector for every option, and what they were made with.
+
+    Args:
+        questions: any number; at least one where a model is named.
+        config: model and pooling.
+        cache_dir: of vectors that a model made.
+
+    Returns:
+        The vectors, and a fingerprint that is equal where they are comparable.
+
+    Raises:
+        InputError: the model cannot be found or loaded, or gives a vector that is no number.
+    """
+    if config.model == NGRAMS:
+        return hashed(questions), f"{NGRAMS} {HASHED}"
+    # A model takes torch, and the default takes none.
+    from pluralign.models.base import find_device
+    from pluralign.models.cache import Cache
+    from pluralign.models.encoder import Encoder, find_encoder
+    from pluralign.models.given_references import fingerprint_of
+
+    cache = Cache(cache_dir)
+    facts = {"model": fingerprint_of(find_encoder(config.model, key=KEY, fix=_FIX), cache), "pooling": config.pooling}
+    texts = [text for question in questions for text in texts_of(question, config.pooling)]
+    keys = [sha256_of_json(list(pair)) for pair in texts]
+    with cache.section("embeddings", facts) as section:
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in section}
+        if missing:
+            encoder = Encoder(config.model, find_device(config.device), key=KEY, fix=_FIX)
+            heads = [head for head, _ in missing.values()] if config.pooling == "answer" else None
+            made = encoder.of([head + tail for head, tail in missing.values()], heads)
+            for key, vector in zip(missing, made, strict=True):
+                section.put(key, vector.tolist())
+        found = np.array([section.get(key) for key in keys])
+    if not np.isfinite(found).all():
+        raise InputError("the model's vectors are not all numbers", where=f"{KEY} {config.model!r}")
+    return points(questions, found), sha256_of_json(facts)
+
+
+def texts_of(question: Question, pooling: str) -> list[tuple[str, str]]:
+    """For every option a text in two parts: what comes before the answer, and the answer.
+
+    Pooled over all tokens the question lists its options, as published; pooled over the answer it does not, so that
+    options may be as long as responses are.
+    """
+    if pooling == "answer":
+        return [(f"{question.text}\n", option) for option in question.options]
+    named = [f"{_letter(place)}. {option}" for place, option in enumerate(question.options)]
+    head = "\n".join([question.text, *named, "Answer: "])
+    return [(head, option) for option in named]
+
+
+def _letter(place: int) -> str:
+    return _LETTERS[place] if place < len(_LETTERS) else f"({place + 1})"

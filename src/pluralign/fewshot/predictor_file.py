@@ -1,0 +1,118 @@
+"""A predictor as one `safetensors` file: its arrays, and a head in JSON with everything else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from pluralign.config import EmbeddingConfig
+from pluralign.errors import InputError
+from pluralign.fewshot.fitting import Calibration, Fitted
+from pluralign.fewshot.predictor import Predictor
+from pluralign.fewshot.taste import Known, Scales, Taste
+from pluralign.storage import staged_file
+
+SCHEMA_VERSION = 1
+_HEAD = "pluralign"
+_FIX = "It is a file that `pluralign fewshot fit` wrote."
+_DIGEST = 32
+"""Bytes of a question's key."""
+_KNOWN = ("mean", "unsure", "shares", "directions")
+_MODULE = "module."
+
+
+def save_predictor(predictor: Predictor, path: str | Path) -> None:
+    """Write a predictor, whole or not at all."""
+    head: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "embeddings": asdict(predictor.embeddings),
+        "fingerprint": predictor.fingerprint,
+        "groups": predictor.groups,
+    }
+    fitted = predictor.fitted
+    if isinstance(fitted, Fitted):
+        arrays = _taste_arrays(fitted.taste, sorted(predictor.seen))
+        factors = fitted.calibration.factors if fitted.calibration else None
+        head |= {"predictor": "taste", "scales": asdict(fitted.taste.scales), "factors": factors}
+        # JSON has no NaN.
+        head["alignment"] = None if np.isnan(fitted.alignment) else fitted.alignment
+    else:
+        arrays = {f"{_MODULE}{name}": value.numpy() for name, value in fitted.module.state_dict().items()}
+        head |= {"predictor": "gpo", "module": asdict(fitted.module.config), "step": fitted.step}
+        head |= {"trace": fitted.trace}
+    keys = b"".join(map(bytes.fromhex, sorted(predictor.seen)))
+    arrays["questions"] = np.frombuffer(keys, np.uint8).reshape(-1, _DIGEST)
+    with staged_file(path) as staging:
+        save_file(arrays, staging, {_HEAD: json.dumps(head)})
+
+
+def load_predictor(path: str | Path) -> Predictor:
+    """Read a predictor.
+
+    Raises:
+        InputError: there is no such file, or it is another one.
+    """
+    head, arrays = _read(Path(path))
+    seen = [bytes(row).hex() for row in arrays["questions"]]
+    fitted = _taste(head, arrays, seen) if head["predictor"] == "taste" else _module(head, arrays)
+    embeddings = EmbeddingConfig(**head["embeddings"])
+    return Predictor(embeddings, head["fingerprint"], fitted, frozenset(seen), head["groups"])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    if not path.is_file():
+        raise InputError("there is no such file", where=str(path), fix=_FIX)
+    try:
+        with safe_open(path, "numpy") as file:
+            head = json.loads((file.metadata() or {}).get(_HEAD, "{}"))
+            arrays = {name: file.get_tensor(name) for name in list(file.keys())}
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise InputError(f"cannot be read ({error})", where=str(path), fix=_FIX) from None
+    if head.get("schema_version") != SCHEMA_VERSION:
+        found = f"its schema version is {head.get('schema_version')}, and this program reads {SCHEMA_VERSION}"
+        raise InputError(found, where=str(path), fix=_FIX)
+    return head, arrays
+
+
+def _taste_arrays(taste: Taste, seen: list[str]) -> dict[str, np.ndarray]:
+    known = [taste.known[key] for key in seen]
+    starts = np.cumsum([0, *(len(one.mean) for one in known)])
+    arrays = {name: np.concatenate([getattr(one, name) for one in known]) for name in _KNOWN}
+    weights = {"mean_weights": taste.mean_weights, "direction_weights": taste.direction_weights}
+    return {"starts": starts, **arrays, **{name: np.ascontiguousarray(value) for name, value in weights.items()}}
+
+
+def _taste(head: Mapping[str, Any], arrays: Mapping[str, np.ndarray], seen: list[str]) -> Fitted:
+    starts = arrays["starts"]
+    known = {
+        key: Known(**{name: arrays[name][starts[number] : starts[number + 1]] for name in _KNOWN})
+        for number, key in enumerate(seen)
+    }
+    taste = Taste(Scales(**head["scales"]), known, arrays["mean_weights"], arrays["direction_weights"])
+    factors = head["factors"]
+    calibration = None
+    if factors is not None:
+        # Keys of JSON are text.
+        calibration = Calibration({kind: {float(k): v for k, v in some.items()} for kind, some in factors.items()})
+    return Fitted(taste, calibration, float("nan") if head["alignment"] is None else head["alignment"])
+
+
+def _module(head: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Any:
+    import torch
+
+    from pluralign.fewshot.episodes import TrainedModule
+    from pluralign.fewshot.module import ModuleConfig, PreferenceModule
+
+    module = PreferenceModule(ModuleConfig(**head["module"])).eval()
+    named = {name.removeprefix(_MODULE): value for name, value in arrays.items() if name.startswith(_MODULE)}
+    module.load_state_dict({name: torch.tensor(value) for name, value in named.items()})
+    trace = tuple((int(step), float(value)) for step, value in head["trace"])
+    best = max((value for _, value in trace), default=float("nan"))
+    return TrainedModule(module, head["step"], best, trace)

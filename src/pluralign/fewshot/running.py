@@ -1,0 +1,68 @@
+"""The few-shot commands, as functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pluralign.config import FewshotFitConfig, FewshotPredictConfig
+from pluralign.errors import InputError
+from pluralign.fewshot.predictor import Answer, Predictor, fit_predictor
+from pluralign.fewshot.predictor_file import load_predictor, save_predictor
+from pluralign.fewshot.tables import load_answers, load_questions, write_answers
+from pluralign.resolve import resolve
+from pluralign.storage import check_place
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `fit_fewshot` made.
+
+    Attributes:
+        predictor: ready to predict.
+        path: its file.
+        rescaled: distributions of the tables whose sum was near 1, and was made 1.
+    """
+
+    predictor: Predictor
+    path: Path
+    rescaled: int
+
+
+def fit_fewshot(config: FewshotFitConfig | dict[str, Any] | str | Path) -> FitResult:
+    """Fit a predictor to the groups of some tables and write it to a file.
+
+    Args:
+        config: the keys of `pluralign fewshot fit` as a dictionary, a YAML file or a `FewshotFitConfig`.
+
+    Raises:
+        InputError: tables that cannot be used, or a file that is there.
+    """
+    config = resolve(FewshotFitConfig, config)
+    path = Path(config.output)
+    check_place(path)
+    if path.exists() and not config.overwrite:
+        raise InputError("the file is there", where=str(path), fix="Set overwrite, or name another one.")
+    answers = load_answers(config.data, group=config.group)
+    predictor = fit_predictor(answers, config)
+    save_predictor(predictor, path)
+    return FitResult(predictor, path, answers.rescaled)
+
+
+def predict_fewshot(config: FewshotPredictConfig | dict[str, Any] | str | Path) -> list[Answer]:
+    """Predict the answers of groups, and write them to a file.
+
+    Args:
+        config: the keys of `pluralign fewshot predict` as a dictionary, a YAML file or a `FewshotPredictConfig`.
+
+    Raises:
+        InputError: a predictor or tables that cannot be used.
+    """
+    config = resolve(FewshotPredictConfig, config)
+    check_place(config.output)
+    predictor = load_predictor(config.predictor)
+    answers = load_answers(config.answers, group=config.group, key="answers")
+    found = predictor.predict(answers, load_questions(config.questions), level=config.level, cache_dir=config.cache_dir)
+    write_answers(found, config.output)
+    return found

@@ -1,0 +1,93 @@
+"""Tables in and out of the few-shot commands: survey answers or preferences, and predictions."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pluralign.config import DataConfig
+from pluralign.errors import InputError
+from pluralign.fewshot.answers import Answers, Question, answers_of
+from pluralign.fewshot.predictor import Answer
+from pluralign.fewshot.reading import read_answers, read_questions
+from pluralign.preferences import load_preferences
+from pluralign.preferences.reading import read_table
+from pluralign.storage import write_text
+
+_SIDES = {"chosen", "rejected"}
+_OWNERS = ("user", "group")
+SCHEMA_VERSION = 1
+
+
+def load_answers(paths: str | Sequence[str], *, group: str | None = None, key: str = "data") -> Answers:
+    """What groups answered, of tables of survey answers or of preferences, as their columns say.
+
+    Args:
+        paths: of files, or of a folder of OpinionQA; `world` is the embedded table of preferences.
+        group: column of who answered; by default `group` of survey answers and `user` of preferences.
+        key: of the configuration that names the tables.
+
+    Raises:
+        InputError: no table; one that cannot be read, or two that have one group's answer to one question.
+    """
+    found = Answers(name=", ".join(_named(paths, key)))
+    for path in _named(paths, key):
+        own = _preferences(path, group) if _holds_pairs(path) else read_answers(path, group=group or "group")
+        found.rescaled += own.rescaled
+        for owner, number, shares in own:
+            if not found.add(owner, own.questions[number], shares):
+                again = f"group {owner!r} has answered {own.questions[number].text!r} in another table, too"
+                raise InputError(again, where=path, fix="Join the two answers.")
+    if not found.groups:
+        raise InputError("there are no answers", where=found.name)
+    return found
+
+
+def load_questions(paths: str | Sequence[str]) -> list[Question]:
+    """What to predict: distinct questions of tables with `question, options`, or pairs of preferences."""
+    found: dict[Question, None] = {}
+    for path in _named(paths, "questions"):
+        pairs = _holds_pairs(path)
+        found |= dict.fromkeys(_preferences(path, None).questions if pairs else read_questions(path))
+    if not found:
+        raise InputError("there are no questions", where=", ".join(_named(paths, "questions")))
+    return list(found)
+
+
+def write_answers(answers: Iterable[Answer], path: str | Path) -> None:
+    """Predictions as JSONL, a row a group and question (docs/methods/gpo.md)."""
+    write_text(path, "".join(json.dumps(_row(answer), ensure_ascii=False) + "\n" for answer in answers))
+
+
+def _row(answer: Answer) -> dict[str, object]:
+    row: dict[str, object] = {"group": answer.group, "question": answer.question.text}
+    row |= {"options": answer.question.options, "distribution": [round(float(share), 6) for share in answer.shares]}
+    if answer.low is not None and answer.high is not None:
+        row |= {"low": [round(float(end), 6) for end in answer.low]}
+        row |= {"high": [round(float(end), 6) for end in answer.high]}
+    return {**row, "known": answer.known}
+
+
+def _named(paths: str | Sequence[str], key: str) -> list[str]:
+    found = [paths] if isinstance(paths, str) else list(paths)
+    if not found or not all(found):
+        raise InputError(f"{key} names no table", fix="Give a file of survey answers, or of preferences.")
+    return found
+
+
+def _holds_pairs(path: str) -> bool:
+    return not Path(path).is_dir() and (not Path(path).exists() or read_table(path).columns >= _SIDES)
+
+
+def _preferences(path: str, group: str | None) -> Answers:
+    owner = group or "user"
+    if owner not in _OWNERS:
+        raise InputError(f"group is {owner!r}", fix="Of preferences it is user or group.")
+    preferences = load_preferences(DataConfig(path=path))
+    if preferences.problems:
+        first = preferences.problems[0]
+        more = f"{len(preferences.problems)} rows of {path} cannot be used and are left out; the first: {first}"
+        warnings.warn(more, stacklevel=2)
+    return answers_of(preferences, per=owner)

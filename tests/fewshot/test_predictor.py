@@ -1,0 +1,147 @@
+"""Predictors from table to file and back, on the command line, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pluralign.cli import main
+from pluralign.config import EmbeddingConfig, FewshotFitConfig, ModuleTrainingConfig
+from pluralign.errors import InputError
+from pluralign.fewshot.answers import Answers, Question
+from pluralign.fewshot.predictor import Predictor, fit_predictor
+from pluralign.fewshot.predictor_file import load_predictor, save_predictor
+from pluralign.fewshot.running import fit_fewshot, predict_fewshot
+from pluralign.resolve import resolve
+
+TOPICS = ("sport", "music", "food", "travel", "books", "games", "work", "garden")
+
+
+def rows(groups: range, questions: int = 16) -> list[dict[str, Any]]:
+    """Groups that like or dislike everything, more or less, and a little by chance."""
+    found = []
+    for group in groups:
+        draw = np.random.default_rng(group)
+        liking = draw.uniform(0.1, 0.9)
+        for number in range(questions):
+            like = float(np.clip(liking + draw.normal() * 0.05, 0.02, 0.98))
+            text = f"Do you enjoy {TOPICS[number % 8]} {'alone' if number < 8 else 'with friends'}?"
+            row = {"group": f"g{group}", "question": text, "options": ["Yes, I do", "No, I do not"]}
+            found.append({**row, "distribution": [like, 1 - like]})
+    return found
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def answers(lines: list[dict[str, Any]]) -> Answers:
+    found = Answers()
+    for line in lines:
+        found.add(line["group"], Question(line["question"], tuple(line["options"])), np.array(line["distribution"]))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["taste", "gpo"])
+def test_a_predictor_read_back_says_the_same(kind: str, tmp_path: Path) -> None:
+    config = resolve(FewshotFitConfig, {"predictor": kind, "module": {"steps": 3}})
+    predictor = fit_predictor(answers(rows(range(10))), config)
+    save_predictor(predictor, tmp_path / "one.safetensors")
+    again = load_predictor(tmp_path / "one.safetensors")
+    context = answers([line for line in rows(range(20, 22)) if "alone" in line["question"]])
+    questions = [
+        Question("Do you enjoy music with friends?", ("Yes, I do", "No, I do not")),
+        Question("Tea?", ("Yes", "No")),
+    ]
+    first, second = predictor.predict(context, questions), again.predict(context, questions)
+    assert [(one.group, one.known) for one in first] == [("g20", True), ("g20", False), ("g21", True), ("g21", False)]
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_allclose(one.shares, other.shares, atol=1e-12)
+        assert (one.low is None) == (other.low is None) == (kind == "gpo")
+        if one.low is not None and one.high is not None and other.low is not None:
+            assert (one.low <= one.shares).all() and (one.shares <= one.high).all()
+            np.testing.assert_allclose(one.low, other.low, atol=1e-12)
+    assert again.summary() == predictor.summary()
+
+
+def test_the_commands_predict_a_new_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = write(tmp_path / "groups.jsonl", rows(range(12)))
+    new = rows(range(30, 31))
+    mine = write(tmp_path / "mine.jsonl", new[:8])
+    asked = write(
+        tmp_path / "asked.jsonl", [{name: line[name] for name in ("question", "options")} for line in new[8:]]
+    )
+    fitted, out = tmp_path / "p.safetensors", tmp_path / "predictions.jsonl"
+    assert main(["fewshot", "fit", str(table), "--output", str(fitted)]) == 0
+    assert "learned of 12 groups and 16 questions; alignment" in capsys.readouterr().out
+    arguments = ["--predictor", str(fitted), "--answers", str(mine), "--questions", str(asked), "--output", str(out)]
+    assert main(["fewshot", "predict", *arguments]) == 0
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["question"] for line in found] == [line["question"] for line in new[8:]]
+    for line, truth in zip(found, new[8:], strict=True):
+        assert line["distribution"][0] == pytest.approx(truth["distribution"][0], abs=0.15)
+        assert line["low"][0] < line["distribution"][0] < line["high"][0] and line["known"]
+
+
+def test_preferences_are_read_as_answers(tmp_path: Path) -> None:
+    lines = []
+    for user in range(6):
+        for number in range(10):
+            sides = (
+                f"A short reply on {TOPICS[number % 8]} {number}.",
+                f"A reply that is long, long, long on {number}.",
+            )
+            chosen, rejected = sides if user % 2 else sides[::-1]
+            lines.append({"user": f"u{user}", "prompt": f"Question {number}?", "chosen": chosen, "rejected": rejected})
+    table = write(tmp_path / "pairs.jsonl", lines[:40])
+    made = fit_fewshot({"data": str(table), "output": str(tmp_path / "p.safetensors")})
+    assert made.predictor.groups == 4 and len(made.predictor.seen) == 10
+    mine = write(tmp_path / "mine.jsonl", lines[40:45])
+    asked = write(tmp_path / "asked.jsonl", lines[45:50])
+    found = predict_fewshot(
+        {
+            "predictor": str(made.path),
+            "answers": str(mine),
+            "questions": str(asked),
+            "output": str(tmp_path / "out.jsonl"),
+        }
+    )
+    # User 4 prefers the long replies, as do users 0 and 2.
+    assert all(one.question.options[int(one.shares.argmax())].startswith("A reply that is long") for one in found)
+
+
+def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
+    table = write(tmp_path / "groups.jsonl", rows(range(8)))
+    path = fit_fewshot({"data": str(table), "output": str(tmp_path / "p.safetensors")}).path
+    with pytest.raises(InputError, match="the file is there"):
+        fit_fewshot({"data": str(table), "output": str(path)})
+    with pytest.raises(InputError, match="none has two answers"):
+        one = write(tmp_path / "one.jsonl", rows(range(3), questions=1))
+        fit_fewshot({"data": str(one), "output": str(tmp_path / "q.safetensors")})
+    with pytest.raises(InputError, match="data names no table"):
+        fit_fewshot({"output": str(tmp_path / "q.safetensors")})
+    context, asked = answers(rows(range(20, 21))), Question("Tea?", ("Yes", "No"))
+    predictor = load_predictor(path)
+    with pytest.raises(InputError, match=r"group 'g20' has answered 'Do you enjoy sport alone.', which is to be"):
+        predictor.predict(context, [context.questions[0]])
+    with pytest.raises(InputError, match=r"level is 0\.7"):
+        predictor.predict(context, [asked], level=0.7)
+    with pytest.raises(InputError, match="group 'empty' has no answers"):
+        predictor.predict(Answers(groups={"empty": {}}), [asked])
+    other = Predictor(predictor.embeddings, "another", predictor.fitted, predictor.seen, 8)
+    with pytest.raises(InputError, match="'ngrams' is not the model that the predictor was fitted with"):
+        other.predict(context, [asked])
+    for content, found in ((b"", "cannot be read"), (b"{}" * 40, "cannot be read")):
+        (tmp_path / "no.safetensors").write_bytes(content)
+        with pytest.raises(InputError, match=found):
+            load_predictor(tmp_path / "no.safetensors")
+    with pytest.raises(InputError, match="there is no such file"):
+        load_predictor(tmp_path / "nowhere.safetensors")
+    with pytest.raises(InputError, match=r"embeddings\.model is 'nowhere/model'"):
+        config = FewshotFitConfig(embeddings=EmbeddingConfig(model="nowhere/model"), module=ModuleTrainingConfig())
+        fit_predictor(answers(rows(range(8))), config)
