@@ -17,6 +17,7 @@ from pluralign.config import (
     CheckConfig,
     DemoConfig,
     EvaluateConfig,
+    FewshotEvaluateConfig,
     FewshotFitConfig,
     FewshotPredictConfig,
     GenerateConfig,
@@ -162,6 +163,17 @@ def fewshot_predict(config: FewshotPredictConfig) -> int:
     return DONE
 
 
+def fewshot_evaluate(config: FewshotEvaluateConfig) -> int:
+    """Compare few-shot predictors and baselines on groups that taught nothing."""
+    from pluralign.fewshot.comparison import tables
+    from pluralign.fewshot.running import evaluate_fewshot
+
+    for shown in tables(evaluate_fewshot(config)):
+        _show(shown)
+    _say(f"results: {config.output}")
+    return DONE
+
+
 def people_list(config: PeopleListConfig) -> int:
     """List everybody of a run: adapter or reason why none, steps, accuracy, size."""
     from pluralign.people.listing import as_json, list_people, people_table
@@ -231,6 +243,7 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(GenerateConfig, generate),
     "fewshot fit": Command(FewshotFitConfig, fewshot_fit, first="--data"),
     "fewshot predict": Command(FewshotPredictConfig, fewshot_predict),
+    "fewshot evaluate": Command(FewshotEvaluateConfig, fewshot_evaluate, first="--data"),
     "people list": Command(PeopleListConfig, people_list, first="--run"),
     "people show": Command(PeopleShowConfig, people_show, first="--run"),
     "people remove": Command(PeopleRemoveConfig, people_remove, first="--run"),

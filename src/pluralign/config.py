@@ -43,6 +43,7 @@ __all__ = [
     "EmbeddingConfig",
     "EvaluateConfig",
     "EvaluationConfig",
+    "FewshotEvaluateConfig",
     "FewshotFitConfig",
     "FewshotPredictConfig",
     "GenerateConfig",
@@ -316,6 +317,36 @@ class FewshotPredictConfig:
     """The file to write, a row a group and question."""
     cache_dir: str | None = None
     """Folder of the cache of vectors; by default the user's cache folder."""
+
+
+@dataclass
+class FewshotEvaluateConfig:
+    """`pluralign fewshot evaluate`: predictors and baselines, on groups that taught nothing."""
+
+    data: str | list[str] = field(default_factory=list)
+    """Tables of survey answers (`group, question, options, distribution`), or of preferences."""
+    group: str | None = None
+    """Column that says whose answers they are; by default `group` of survey answers and `user` of preferences."""
+    methods: list[str] = field(
+        default_factory=lambda: ["uniform", "mean", "nearest", "mixture", "ridge", "gpo", "taste"]
+    )
+    """What is compared."""
+    sizes: list[int] = field(default_factory=lambda: [5, 10, 20, 50])
+    """Answers of a context; a group is tested with those that it has enough answers for."""
+    splits: int = 5
+    """Random splits of the groups, and of the questions where these are new."""
+    least: int = 15
+    """Answers that a group needs to be tested; groups with fewer always teach."""
+    embeddings: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    module: ModuleTrainingConfig = field(default_factory=ModuleTrainingConfig)
+    output: str = "fewshot.json"
+    """The file of results; a plot stands beside it, as `.svg`."""
+    overwrite: bool = False
+    """Replace a file that is there."""
+    cache_dir: str | None = None
+    """Folder of the cache of vectors; by default the user's cache folder."""
+    seed: int = 0
+    """Of the first split; the others count on from it."""
 
 
 @dataclass

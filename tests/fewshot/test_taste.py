@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pluralign.fewshot.active import next_question, worth
 from pluralign.fewshot.answers import Answers, Question
 from pluralign.fewshot.features import Points, points
 from pluralign.fewshot.fitting import KNOWN, NEW, fit
@@ -117,3 +118,31 @@ def test_too_few_groups_leave_the_defaults_and_no_intervals() -> None:
     answers, vectors = population(4, groups=3)
     fitted = fit(answers, vectors)
     assert fitted.taste.scales == Scales() and fitted.calibration is None and np.isnan(fitted.alignment)
+
+
+def test_the_question_worth_most_is_the_one_that_tells_most_of_the_others() -> None:
+    draw = np.random.default_rng(5)
+    answers, vectors = Answers(), []
+    # Question 0 is like all others; question 1 is like nothing else.
+    for number in range(8):
+        answers.number(Question(f"Question {number}?", ("yes", "no")))
+        shared = np.array([0.0, 1.0]) if number == 1 else np.array([1.0, 0.0])
+        side = shared + draw.normal(size=2) * 0.01
+        vectors += [side, -side]
+    points_of = points(answers.questions, np.array(vectors))
+    view = taste(Answers(), points([], np.zeros((0, 2))), Scales(own=0.1, mean_own=0.1, vectors=1.0)).view(
+        answers.questions, points_of
+    )
+    assert next_question(view, {}, [0, 1], targets=range(2, 8)) == 0
+    assert next_question(view, {}, [0, 1], targets=[1]) == 1
+    # What has been told by a question like it is worth less.
+    before = worth(view, {}, [0], targets=range(3, 8))
+    after = worth(view, {2: np.array([0.9, 0.1])}, [0], targets=range(3, 8))
+    assert 0 < after[0] < before[0] / 2
+    # It is the variance that goes: as much as the posterior itself says.
+    targets = range(3, 8)
+    gone = [
+        sum(one.deviations @ one.deviations for one in view.read(context).predict(targets))
+        for context in ({}, {0: np.array([0.5, 0.5])})
+    ]
+    assert gone[0] - gone[1] == pytest.approx(before[0], rel=1e-6)

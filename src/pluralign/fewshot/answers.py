@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,6 +72,15 @@ class Answers:
         """The same questions with the answers of some groups."""
         some = {group: self.groups[group] for group in groups}
         return Answers(self.questions, some, name=self.name, _numbers=self._numbers)
+
+    def without(self, questions: Collection[int]) -> Answers:
+        """The same questions without the answers to some; groups that have no other answer are left out."""
+        some = {
+            group: {number: shares for number, shares in own.items() if number not in questions}
+            for group, own in self.groups.items()
+        }
+        kept = {group: own for group, own in some.items() if own}
+        return Answers(self.questions, kept, name=self.name, _numbers=self._numbers)
 
     def __iter__(self) -> Iterator[tuple[str, int, Shares]]:
         """Group, number of the question, shares."""

@@ -123,11 +123,7 @@ def _rounds(answers: Answers, points: Points, seed: int) -> Iterator[_Round]:
     questions = draw.permutation(len(answers.questions))
     for part in range(PARTS):
         out, new = set(tried[part::PARTS]), set(questions[part::PARTS].tolist())
-        learned = answers.of(group for group in answers.groups if group not in out)
-        learned.groups = {
-            group: {number: shares for number, shares in own.items() if number not in new}
-            for group, own in learned.groups.items()
-        }
+        learned = answers.of(group for group in answers.groups if group not in out).without(new)
         known = {number for own in learned.groups.values() for number in own}
         trials = [trial for group in out for trial in _trials(answers.groups[group], known, new, draw)]
         if trials:

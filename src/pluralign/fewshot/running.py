@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pluralign.config import FewshotFitConfig, FewshotPredictConfig
+from pluralign.config import FewshotEvaluateConfig, FewshotFitConfig, FewshotPredictConfig
 from pluralign.errors import InputError
+from pluralign.fewshot.comparison import Summary, compare, summarise, write_comparison
+from pluralign.fewshot.plot import plot_comparison
 from pluralign.fewshot.predictor import Answer, Predictor, fit_predictor
 from pluralign.fewshot.predictor_file import load_predictor, save_predictor
 from pluralign.fewshot.tables import load_answers, load_questions, write_answers
@@ -40,10 +42,7 @@ def fit_fewshot(config: FewshotFitConfig | dict[str, Any] | str | Path) -> FitRe
         InputError: tables that cannot be used, or a file that is there.
     """
     config = resolve(FewshotFitConfig, config)
-    path = Path(config.output)
-    check_place(path)
-    if path.exists() and not config.overwrite:
-        raise InputError("the file is there", where=str(path), fix="Set overwrite, or name another one.")
+    path = _free(config.output, config.overwrite)
     answers = load_answers(config.data, group=config.group)
     predictor = fit_predictor(answers, config)
     save_predictor(predictor, path)
@@ -66,3 +65,32 @@ def predict_fewshot(config: FewshotPredictConfig | dict[str, Any] | str | Path) 
     found = predictor.predict(answers, load_questions(config.questions), level=config.level, cache_dir=config.cache_dir)
     write_answers(found, config.output)
     return found
+
+
+def evaluate_fewshot(config: FewshotEvaluateConfig | dict[str, Any] | str | Path) -> list[Summary]:
+    """Compare predictors and baselines on groups that taught nothing; write figures and a plot.
+
+    Args:
+        config: the keys of `pluralign fewshot evaluate` as a dictionary, a YAML file or a `FewshotEvaluateConfig`.
+
+    Returns:
+        Means over splits, a row a protocol, number of answers and method.
+
+    Raises:
+        InputError: tables that cannot be used, too few groups or answers, or a file that is there.
+    """
+    config = resolve(FewshotEvaluateConfig, config)
+    path = _free(config.output, config.overwrite)
+    cells = list(compare(load_answers(config.data, group=config.group), config))
+    write_comparison(path, cells, config)
+    summaries = summarise(cells)
+    plot_comparison(summaries, path.with_suffix(".svg"))
+    return summaries
+
+
+def _free(output: str, overwrite: bool) -> Path:
+    path = Path(output)
+    check_place(path)
+    if path.exists() and not overwrite:
+        raise InputError("the file is there", where=str(path), fix="Set overwrite, or name another one.")
+    return path

@@ -1,0 +1,193 @@
+"""Every method in every protocol at every number of answers: figures by group, means with intervals, one JSON file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from pluralign.config import FewshotEvaluateConfig
+from pluralign.errors import InputError
+from pluralign.fewshot.answers import Answers, Question, Shares
+from pluralign.fewshot.embedding import embed
+from pluralign.fewshot.features import Points
+from pluralign.fewshot.methods import Learn, Told, methods
+from pluralign.fewshot.metrics import alignment, jensen_shannon_alignment, wasserstein_alignment
+from pluralign.fewshot.protocols import PROTOCOLS, Split, split
+from pluralign.progress import progress_bar
+from pluralign.storage import write_json
+
+SCHEMA_VERSION = 1
+LEAST_SHARE = 1e-3
+"""What a predicted share counts as at least in the likelihood: nobody is certain."""
+MEASURES = ("alignment", "wasserstein", "jensen_shannon", "accuracy", "nll", "coverage", "width")
+_T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+"""Two-sided 95% points of Student's t by degrees of freedom."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method in a protocol on one split at one number of answers.
+
+    Attributes:
+        protocol, method, size, seed: which.
+        groups: tested group -> measure -> mean over its targets; a measure that is not defined is left out.
+    """
+
+    protocol: str
+    method: str
+    size: int
+    seed: int
+    groups: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A method in a protocol at one number of answers, over splits.
+
+    Attributes:
+        protocol, method, size: which.
+        splits: how many.
+        means: measure -> mean over splits of the mean over groups.
+        margins: measure -> half of the 95% interval of that mean; absent with one split.
+        worst: mean over splits of the alignment of the worst group.
+    """
+
+    protocol: str
+    method: str
+    size: int
+    splits: int
+    means: Mapping[str, float]
+    margins: Mapping[str, float]
+    worst: float
+
+
+def compare(answers: Answers, config: FewshotEvaluateConfig) -> Iterator[Cell]:
+    """Learn and test every method on every split.
+
+    Args:
+        answers: of all groups.
+        config: sizes, splits, methods, embeddings.
+
+    Raises:
+        InputError: a method of another name, or too few groups or answers.
+    """
+    chosen = _chosen(config)
+    points, _ = embed(answers.questions, config.embeddings, cache_dir=config.cache_dir)
+    sizes = sorted(set(config.sizes))
+    with progress_bar() as bar:
+        task = bar.add_task("few-shot comparison", total=len(PROTOCOLS) * config.splits * len(chosen))
+        for protocol in PROTOCOLS:
+            for seed in range(config.seed, config.seed + config.splits):
+                one = split(answers, protocol, sizes, least=config.least, seed=seed)
+                for name, learn in chosen.items():
+                    yield from _cells(name, learn, one, points)
+                    bar.advance(task)
+
+
+def summarise(cells: Iterable[Cell]) -> list[Summary]:
+    """Means over groups and splits, in the order of the cells."""
+    grouped: dict[tuple[str, str, int], list[Cell]] = {}
+    for cell in cells:
+        grouped.setdefault((cell.protocol, cell.method, cell.size), []).append(cell)
+    return [_summary(*key, some) for key, some in sorted(grouped.items(), key=lambda item: (item[0][0], item[0][2]))]
+
+
+def write_comparison(path: str | Path, cells: Sequence[Cell], config: FewshotEvaluateConfig) -> None:
+    """Cells and summaries as JSON (docs/methods/gpo.md)."""
+    summaries = [asdict(one) for one in summarise(cells)]
+    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "config": asdict(config), "summaries": summaries}
+    write_json(path, {**content, "cells": [asdict(cell) for cell in cells]})
+
+
+def tables(summaries: Sequence[Summary]) -> list[Any]:
+    """A table a protocol for the terminal: alignment, worst group, accuracy, likelihood, what intervals hold."""
+    from rich.table import Table
+
+    found = []
+    for protocol in dict.fromkeys(one.protocol for one in summaries):
+        shown = Table("answers", "method", "alignment", "worst", "accuracy", "nats", "80% holds", title=protocol)
+        for one in summaries:
+            if one.protocol == protocol:
+                shown.add_row(*_row(one))
+        found.append(shown)
+    return found
+
+
+def _row(one: Summary) -> list[str]:
+    margin = f" ±{one.margins['alignment']:.3f}" if "alignment" in one.margins else ""
+    holds = f"{one.means['coverage']:.0%}" if "coverage" in one.means else ""
+    figures = [f"{one.means['alignment']:.3f}{margin}", f"{one.worst:.3f}", f"{one.means['accuracy']:.1%}"]
+    return [str(one.size), one.method, *figures, f"{one.means['nll']:.3f}", holds]
+
+
+def _chosen(config: FewshotEvaluateConfig) -> dict[str, Learn]:
+    there = methods(config.module, seed=config.seed)
+    for name in config.methods:
+        if name not in there:
+            raise InputError(f"methods has {name!r}", fix=f"There are {', '.join(there)}.")
+    return {name: there[name] for name in config.methods}
+
+
+def _cells(name: str, learn: Learn, one: Split, points: Points) -> Iterator[Cell]:
+    predict = learn(one.training, points)
+    found: dict[int, dict[str, dict[str, float]]] = {}
+    for trial in one.trials:
+        for size, context in trial.contexts.items():
+            said = predict(context, list(trial.targets))
+            asked = [(one.training.questions[number], shares) for number, shares in trial.targets.items()]
+            told = [(*pair, got) for pair, got in zip(asked, said, strict=True)]
+            measured = _measured(told)
+            if measured:
+                found.setdefault(size, {})[trial.group] = measured
+    for size, groups in sorted(found.items()):
+        yield Cell(one.protocol, name, size, one.seed, groups)
+
+
+def _measured(told: Sequence[tuple[Question, Shares, Told | None]]) -> dict[str, float]:
+    """Means over a group's targets; nothing where a method has nothing to say of one of them."""
+    values: dict[str, list[float]] = {name: [] for name in MEASURES}
+    for question, shares, got in told:
+        if got is None:
+            return {}
+        predicted, low, high = got
+        values["alignment"].append(alignment(question, predicted, shares))
+        values["jensen_shannon"].append(jensen_shannon_alignment(predicted, shares))
+        if question.ordinals is not None:
+            values["wasserstein"].append(wasserstein_alignment(predicted, shares, question.ordinals))
+        values["accuracy"].append(_best_share(predicted, shares))
+        floored = np.maximum(predicted, LEAST_SHARE)
+        values["nll"].append(float(-(shares * np.log(floored / floored.sum())).sum()))
+        if low is not None and high is not None:
+            values["coverage"].append(float(np.mean((low <= shares) & (shares <= high))))
+            values["width"].append(float(np.mean(high - low)))
+    return {name: _mean(some) for name, some in values.items() if not math.isnan(_mean(some))}
+
+
+def _best_share(predicted: Shares, shares: Shares) -> float:
+    """Whether the option that is predicted to be taken most is; of several that are taken alike, any counts."""
+    return float(shares[int(predicted.argmax())] == shares.max())
+
+
+def _mean(values: Sequence[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return mean(defined) if defined else math.nan
+
+
+def _summary(protocol: str, method: str, size: int, cells: Sequence[Cell]) -> Summary:
+    means, margins = {}, {}
+    for name in MEASURES:
+        by_split = [_mean([measured.get(name, math.nan) for measured in cell.groups.values()]) for cell in cells]
+        by_split = [value for value in by_split if not math.isnan(value)]
+        if by_split:
+            means[name] = mean(by_split)
+        if len(by_split) > 1:
+            freedom = len(by_split) - 1
+            margins[name] = _T95.get(freedom, 1.96) * stdev(by_split) / math.sqrt(len(by_split))
+    worst = mean(min(measured["alignment"] for measured in cell.groups.values()) for cell in cells)
+    return Summary(protocol, method, size, len(cells), means, margins, worst)

@@ -1,0 +1,107 @@
+"""Protocols that leak nothing, figures that are what they say, and the command."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pluralign.cli import main
+from pluralign.config import FewshotEvaluateConfig
+from pluralign.errors import InputError
+from pluralign.fewshot.answers import Answers, Question
+from pluralign.fewshot.comparison import compare, summarise
+from pluralign.fewshot.protocols import KNOWN_QUESTIONS, NEW_QUESTIONS, PROTOCOLS, split
+from pluralign.resolve import resolve
+
+
+def population(groups: int, questions: int, gaps: float = 0.0, seed: int = 0) -> Answers:
+    """Two camps, each with an opinion on every question."""
+    draw = np.random.default_rng(seed)
+    camps = draw.uniform(0.05, 0.95, (2, questions))
+    found = Answers()
+    for number in range(questions):
+        question = Question(f"Question {number}?", ("yes", "no"))
+        for group in range(groups):
+            if draw.random() >= gaps:
+                share = float(np.clip(camps[group % 2, number] + draw.normal() * 0.03, 0.01, 0.99))
+                found.add(f"group {group}", question, np.array([share, 1 - share]))
+    return found
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 9_999), st.sampled_from(PROTOCOLS), st.floats(0, 0.4))
+def test_a_split_lets_nothing_through(seed: int, protocol: str, gaps: float) -> None:
+    answers = population(10, 40, gaps, seed)
+    one = split(answers, protocol, [3, 8, 30], least=12, seed=seed)
+    again = split(answers, protocol, [3, 8, 30], least=12, seed=seed)
+    assert [(trial.group, list(trial.targets)) for trial in one.trials] == [
+        (trial.group, list(trial.targets)) for trial in again.trials
+    ]
+    known = {number for _, number, _ in one.training}
+    for trial in one.trials:
+        assert trial.group not in one.training.groups and len(trial.targets) >= 5
+        sizes = sorted(trial.contexts)
+        for smaller, larger in itertools.pairwise(sizes):
+            assert trial.contexts[smaller].items() <= trial.contexts[larger].items()
+        for size, context in trial.contexts.items():
+            assert len(context) == size and not context.keys() & trial.targets.keys()
+            if protocol == NEW_QUESTIONS:
+                assert not trial.targets.keys() & known
+        if protocol == KNOWN_QUESTIONS:
+            assert trial.targets.keys() <= known
+
+
+def test_camps_are_told_apart_where_others_answered_and_nobody_speaks_of_what_is_new() -> None:
+    settings = {"methods": ["uniform", "mean", "nearest", "mixture", "taste"], "sizes": [5], "splits": 1}
+    cells = list(compare(population(12, 30), resolve(FewshotEvaluateConfig, settings)))
+    found = {(one.protocol, one.method): one for one in summarise(cells)}
+    known = {method: found[KNOWN_QUESTIONS, method] for method in settings["methods"]}
+    assert known["uniform"].means["alignment"] < known["mean"].means["alignment"]
+    for method in ("nearest", "mixture", "taste"):
+        assert known[method].means["alignment"] > 0.9 > known["mean"].means["alignment"]
+        assert known[method].means["accuracy"] > known["mean"].means["accuracy"]
+        assert known[method].worst <= known[method].means["alignment"]
+    assert 0.5 < known["taste"].means["coverage"] <= 1
+    assert {method for protocol, method in found if protocol == NEW_QUESTIONS} == {"uniform", "taste"}
+
+
+def test_the_command_writes_figures_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = population(10, 24)
+    table = tmp_path / "answers.jsonl"
+    rows = [
+        {
+            "group": group,
+            "question": answers.questions[number].text,
+            "options": answers.questions[number].options,
+            "distribution": shares.tolist(),
+        }
+        for group, number, shares in answers
+    ]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "fewshot.json"
+    keys = {"methods": "[uniform, mean, ridge, gpo]", "sizes": "[5, 10]", "splits": "2", "module.steps": "2"}
+    arguments = [word for key, value in keys.items() for word in (f"--{key}", value)]
+    assert main(["fewshot", "evaluate", str(table), *arguments, "--output", str(out)]) == 0
+    assert "known questions" in capsys.readouterr().out
+    written = json.loads(out.read_text())
+    assert written["schema_version"] == 1 and written["config"]["sizes"] == [5, 10]
+    methods = {(one["protocol"], one["method"]) for one in written["summaries"]}
+    assert methods == {(protocol, name) for protocol in PROTOCOLS for name in ("uniform", "ridge", "gpo")} | {
+        (KNOWN_QUESTIONS, "mean")
+    }
+    assert out.with_suffix(".svg").read_text().startswith("<?xml")
+    assert main(["fewshot", "evaluate", str(table), "--output", str(out)]) == 2
+    assert "the file is there" in capsys.readouterr().err
+
+
+def test_what_cannot_be_compared_is_named() -> None:
+    with pytest.raises(InputError, match="methods has 'oracle'"):
+        list(compare(population(6, 20), resolve(FewshotEvaluateConfig, {"methods": ["oracle"]})))
+    with pytest.raises(InputError, match="2 groups, 2 of them with 15 answers or more, and none can be tested"):
+        list(compare(population(2, 20), resolve(FewshotEvaluateConfig, {"methods": ["uniform"]})))
