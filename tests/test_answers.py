@@ -16,6 +16,8 @@ from pluralign.config import (
     TrainConfig,
 )
 from pluralign.errors import InputError
+from pluralign.fewshot.choosing import Annotator
+from pluralign.fewshot.running import fit_fewshot
 from pluralign.models import generate, load_base
 from pluralign.models.adapters import detach_adapter, new_adapter, save_adapter
 from pluralign.models.anchoring import encoder_of
@@ -155,3 +157,65 @@ def test_on_the_command_line_keys_may_have_dashes(run, tmp_path, capsys):
     assert written["prompt"] == [{"role": "user", "content": "Why?"}]
     assert main([*command, "--user-info", "x"]) == 2
     assert "Give --system_info" in capsys.readouterr().err
+
+
+@pytest.fixture
+def taste(tmp_path):
+    """Files of a predictor of who likes what, and of one person's answers."""
+    rows = [
+        {
+            "user": f"u{user}",
+            "prompt": f"Question {number}?",
+            "chosen": sides[user % 2],
+            "rejected": sides[1 - user % 2],
+        }
+        for user in range(6)
+        for number, sides in enumerate([("a a a", "b b"), ("c", "d d d d"), ("e f g", "h"), ("i", "j k"), ("l m", "n")])
+    ]
+    for name, some in (("others", rows[:25]), ("mine", rows[25:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    path = fit_fewshot({"data": str(tmp_path / "others.jsonl"), "output": str(tmp_path / "p.safetensors")}).path
+    return {"taste": str(path), "answers": str(tmp_path / "mine.jsonl")}
+
+
+def test_of_several_answers_the_one_that_a_person_would_take_is_shown(run, taste):
+    config = run()
+    asked = ["How are you?", "Is it late?"]
+    settings = GenerationConfig(max_new_tokens=6, do_sample=True)
+    singles = [
+        answers.answer_prompts(GenerateConfig(run=config.output_dir, prompts=asked, generation=settings, seed=seed))
+        for seed in (5, 6, 7)
+    ]
+    several = GenerateConfig(
+        run=config.output_dir, prompts=asked, generation=GenerationConfig(max_new_tokens=6), seed=5, best_of=3, **taste
+    )
+    found = answers.answer_prompts(several)
+    annotator = Annotator.of_files(taste["taste"], taste["answers"])
+    for number, row in enumerate(found):
+        for said, candidates in (
+            (row.base, [one[number].base for one in singles]),
+            (row.people[ALL], [one[number].people[ALL] for one in singles]),
+        ):
+            (shares,) = annotator.shares([asked[number]], [candidates])
+            assert len(set(candidates)) > 1 and sum(shares) == pytest.approx(1)
+            assert said == candidates[shares.index(max(shares))]
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"best_of": 0}, "best_of is 0"),
+        ({"best_of": 4}, "--taste: best_of is 4"),
+        ({"best_of": 4, "taste": "p.safetensors"}, "--answers: best_of is 4"),
+        ({"taste": "p.safetensors"}, "--taste: there is nothing to choose from"),
+    ],
+)
+def test_a_choice_takes_a_taste_and_answers(run, keys, named):
+    with pytest.raises(InputError, match=named):
+        answers.answer_prompts(GenerateConfig(run=run().output_dir, prompts=["Hello?"], **keys))
+
+
+def test_a_taste_is_of_one_person(run, taste):
+    keys = taste | {"answers": taste["answers"].replace("mine", "others")}
+    with pytest.raises(InputError, match="there are answers of 5: 'u0', 'u1'"):
+        answers.answer_prompts(GenerateConfig(run=run().output_dir, prompts=["Hello?"], best_of=2, **keys))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pluralign.evaluation.policies import Policies
+    from pluralign.fewshot.choosing import Annotator
     from pluralign.models import Base, Encoder
 
 CONDITIONS = ("group", "user_info", "system_info")
@@ -57,6 +58,7 @@ def answer_prompts(config: GenerateConfig) -> list[Answers]:
     from pluralign.models.matmul import quick_matmul
 
     check_settings(config.generation)
+    annotator = _annotator(config)
     if config.output:
         check_place(config.output)
     run = Path(config.run)
@@ -72,7 +74,12 @@ def answer_prompts(config: GenerateConfig) -> list[Answers]:
     encoded = encoder.encode_many(_conditioned(prompts, config, trained, encoder), branches=())
     warn_of_losses([], [row.cut for row in encoded])
     with quick_matmul():
-        said, by_folder = _answered(base, [one.prompt_ids for one in encoded], list(people.values()), config)
+        ids, folders = [one.prompt_ids for one in encoded], list(people.values())
+        if annotator is None:
+            said, by_folder = _answered(base, ids, folders, config)
+        else:
+            best = partial(annotator.best, [row.prompt for row in given])
+            said, by_folder = _best_answered(base, ids, folders, config, best)
     answered = [
         Answers(row.prompt, text, {user: by_folder[folder][number] for user, folder in people.items()})
         for number, (row, text) in enumerate(zip(prompts, said, strict=True))
@@ -109,6 +116,45 @@ def _answered(
             own = made[number * len(prompts) : (number + 1) * len(prompts)]
             found[folder] = [answer.text for answer in own]
     return [answer.text for answer in said], found
+
+
+def _best_answered(
+    base: Base,
+    prompts: Sequence[list[int]],
+    folders: Sequence[Path],
+    config: GenerateConfig,
+    best: Callable[[list[list[str]]], list[int]],
+) -> tuple[list[str], dict[Path, list[str]]]:
+    """`_answered`, several times with seeds of their own: of each answer the one that is taken first."""
+    sampled = replace(config.generation, do_sample=True)
+    made = [
+        _answered(base, prompts, folders, replace(config, generation=sampled, seed=config.seed + number))
+        for number in range(config.best_of)
+    ]
+
+    def chosen(tries: list[list[str]]) -> list[str]:
+        candidates = [list(some) for some in zip(*tries, strict=True)]
+        return [some[place] for some, place in zip(candidates, best(candidates), strict=True)]
+
+    by_folder = {folder: chosen([people[folder] for _, people in made]) for folder in folders}
+    return chosen([said for said, _ in made]), by_folder
+
+
+def _annotator(config: GenerateConfig) -> Annotator | None:
+    """Whose taste chooses; None where there is nothing to choose from."""
+    if config.best_of < 1:
+        raise InputError(f"best_of is {config.best_of}", fix="It is 1 (no choice) or more.")
+    given = {"taste": bool(config.taste), "answers": bool(config.answers)}
+    if config.best_of == 1:
+        for name in (name for name, there in given.items() if there):
+            raise InputError("there is nothing to choose from", where=f"--{name}", fix="Set best_of, or leave it out.")
+        return None
+    for name in (name for name, there in given.items() if not there):
+        found = f"best_of is {config.best_of}, and nothing says which answer is best"
+        raise InputError(found, where=f"--{name}", fix="Give what `pluralign fewshot fit` wrote, and some answers.")
+    from pluralign.fewshot.choosing import Annotator
+
+    return Annotator.of_files(str(config.taste), config.answers)
 
 
 def _rows_of(policies: Policies, prompts: int, indices: list[int]) -> AbstractContextManager[None]:

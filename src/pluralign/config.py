@@ -166,6 +166,12 @@ class GenerateConfig:
     system_info: str | None = None
     """Where the run conditions prompts: what stands for `{system_info}`."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    best_of: int = 1
+    """Answers to sample for each that is shown: the one that `taste` says is taken first of them."""
+    taste: str | None = None
+    """What `pluralign fewshot fit` wrote; with `best_of`."""
+    answers: str | list[str] = field(default_factory=list)
+    """Tables of answers or preferences of the one person whose taste chooses; with `best_of`."""
     output: str | None = None
     """A JSONL file for the answers, beside the table in the terminal."""
     seed: int = 0

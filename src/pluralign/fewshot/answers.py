@@ -104,11 +104,11 @@ def answers_of(preferences: Preferences, *, per: str = "user") -> Answers:
     for row in preferences:
         if row.chosen is None or row.rejected is None:
             continue
-        chosen, rejected = _plain(row.chosen), _plain(row.rejected)
+        chosen, rejected = plain_text(row.chosen), plain_text(row.rejected)
         if chosen == rejected:
             continue
         first, second = sorted((chosen, rejected))
-        counts = votes.setdefault((row.owner(per), Question(_plain(row.prompt), (first, second))), [0, 0])
+        counts = votes.setdefault((row.owner(per), Question(plain_text(row.prompt), (first, second))), [0, 0])
         counts[chosen == second] += 1
     found = Answers(name=preferences.name)
     for (owner, question), counts in votes.items():
@@ -116,7 +116,7 @@ def answers_of(preferences: Preferences, *, per: str = "user") -> Answers:
     return found
 
 
-def _plain(text: Text) -> str:
+def plain_text(text: Text) -> str:
     """A text as it is; messages as their contents, one below the other."""
     if isinstance(text, str):
         return text

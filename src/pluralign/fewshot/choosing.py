@@ -1,0 +1,67 @@
+"""A fitted predictor as an annotator: which of some responses a person would take, from a few answers of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pluralign.errors import InputError
+from pluralign.fewshot.answers import Answers, Question, plain_text
+from pluralign.fewshot.predictor import Predictor
+from pluralign.fewshot.predictor_file import load_predictor
+from pluralign.fewshot.tables import load_answers
+from pluralign.preferences.schema import Text
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """One person's taste.
+
+    Attributes:
+        predictor: fitted to others.
+        answers: of the person, and of nobody else.
+        cache_dir: of vectors that a model made.
+    """
+
+    predictor: Predictor
+    answers: Answers
+    cache_dir: str | Path | None = None
+
+    @classmethod
+    def of_files(cls, predictor: str, answers: str | Sequence[str], cache_dir: str | None = None) -> Annotator:
+        """From what `pluralign fewshot fit` wrote and the person's answers.
+
+        Raises:
+            InputError: a file that cannot be used, or answers of more than one person.
+        """
+        found = load_answers(answers, key="answers")
+        if len(found.groups) > 1:
+            several = f"there are answers of {len(found.groups)}: {', '.join(map(repr, list(found.groups)[:5]))}"
+            raise InputError(several, where=found.name, fix="Keep those of the one whose taste is asked for.")
+        return cls(load_predictor(predictor), found, cache_dir)
+
+    def shares(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> list[list[float]]:
+        """How likely the person takes each response, of those to one prompt.
+
+        Args:
+            prompts: any.
+            responses: to each prompt at least one; equal ones share what is theirs.
+
+        Returns:
+            Probabilities that sum to 1, in the order of the responses.
+        """
+        distinct = [tuple(dict.fromkeys(some)) for some in responses]
+        questions = [Question(plain_text(prompt), some) for prompt, some in zip(prompts, distinct, strict=True)]
+        asked = [question for question in dict.fromkeys(questions) if len(question.options) > 1]
+        said = self.predictor.predict(self.answers, asked, cache_dir=self.cache_dir) if asked else []
+        known = {one.question: one.shares for one in said}
+        found = []
+        for question, some in zip(questions, responses, strict=True):
+            shares = dict(zip(question.options, known.get(question, [1.0]), strict=True))
+            found.append([float(shares[text]) / some.count(text) for text in some])
+        return found
+
+    def best(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> list[int]:
+        """Number of the response that the person would take, for every prompt; of equal ones the first."""
+        return [max(range(len(some)), key=some.__getitem__) for some in self.shares(prompts, responses)]
