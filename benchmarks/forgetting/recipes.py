@@ -35,6 +35,7 @@ class Recipe:
 
 
 OURS = "ours"
+SFT = {"type": "nll", "length_average": True}
 SAMPLED = {"do_sample": True, "temperature": 1.0}
 
 
@@ -63,7 +64,7 @@ def _baselines() -> list[Recipe]:
     found += [Recipe(f"dpo b0.1 kl{weight:g}", "kl", dpo(0.1), base(weight, "nll"), SAMPLED) for weight in (0.3, 1.0)]
     found += [Recipe("dpo b0.1 kl0.3 nll1", "kl", dpo(0.1), base(0.3, "nll") | nll(1.0), SAMPLED)]
     found += [Recipe("dpo b1 kl0.03", "kl", dpo(1.0), base(0.03, "nll"), SAMPLED)]
-    return [*found, Recipe("sft", "sft", {"type": "nll", "length_average": True})]
+    return [*found, Recipe("sft", "sft", SFT)]
 
 
 def _ours() -> list[Recipe]:
@@ -94,9 +95,29 @@ def _ours() -> list[Recipe]:
         made("b0.3 hinge0.1 nll1 sampled general", 0.3, base(0.1) | nll(1.0), SAMPLED, general=0.5),
         made("b0.3 hinge0.3 nll1 sampled general", 0.3, base(0.3) | nll(1.0), SAMPLED, general=0.5),
         made("b0.3 kl0.1 nll1 general", 0.3, base(0.1, "nll") | nll(1.0), SAMPLED, general=0.5),
+        Recipe("sft hinge0.03 sampled", OURS, SFT, base(0.3), SAMPLED),
+        Recipe("sft hinge0.03 sampled general", OURS, SFT, base(0.3), SAMPLED, general=0.5),
     ]
 
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*_baselines(), *_ours())}
 LEARNING_RATES = (5e-4, 1e-3, 2e-3)
 """The trials of every recipe."""
+MIXED = (
+    "dpo b0.1",
+    "dpo b0.3",
+    "dpo b1",
+    "dpo b3",
+    "dpo b0.1 nll1",
+    "dpo b0.1 kl0.3 nll1",
+    "sft",
+    "hinge0.3 nll1 sampled",
+    "hinge0.3 nll1 sampled general",
+    "b0.3 hinge0.1 nll1 sampled",
+    "b0.3 hinge0.1 nll1 sampled general",
+    "b1 hinge0.03 nll1 sampled",
+    "b1 hinge0.03 nll1 sampled general",
+    "sft hinge0.03 sampled",
+    "sft hinge0.03 sampled general",
+)
+"""Recipes that are also tried on people whose labels err or whose taste changes with the topic."""

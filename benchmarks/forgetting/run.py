@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cells import Cell, result_of
-from recipes import LEARNING_RATES, RECIPES
+from recipes import LEARNING_RATES, MIXED, RECIPES
 from summary import PLAIN_DPO
 
 import grid
@@ -30,15 +30,27 @@ import grid
 RESULTS = Path(__file__).parent / "results"
 TUNING_SEEDS = (1, 2)
 SEEDS = (11, 12, 13, 14, 15)
-FEW_MARKS = (34, 48, 66, 90)
+FEW_MARKS = (24, 48, 90, 160)
 KINDS = {"replaces": 0, "keeps": 1, "declines": 7, "likes the base": 5}
 """Kind of person -> number of the world's person who stands for it in the screen."""
+HARDER = (40, 41, 80, 81, 10, 21)
+"""People whose labels err in 10% (40, 41) and 20% (80, 81) of the pairs, or who want their style in some topics only."""
 
 
 def screen() -> list[Cell]:
     """Every recipe at every learning rate, one tuning seed after the other."""
     people = tuple(KINDS.values())
     return [Cell(recipe, rate, seed, people) for seed in TUNING_SEEDS for rate in LEARNING_RATES for recipe in RECIPES]
+
+
+def mixed() -> list[Cell]:
+    """Some recipes at every learning rate on harder people of the tuning seeds."""
+    return [
+        Cell(recipe, rate, seed, HARDER, FEW_MARKS)
+        for seed in TUNING_SEEDS
+        for rate in LEARNING_RATES
+        for recipe in MIXED
+    ]
 
 
 def final() -> list[Cell]:
@@ -73,7 +85,7 @@ def finalists_of_screen() -> list[Any]:
     return finalists(rows(cells))
 
 
-STAGES = {"screen": screen, "final": final, "population": population}
+STAGES = {"screen": screen, "mixed": mixed, "final": final, "population": population}
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ from pluralign.config import (
     CheckConfig,
     DemoConfig,
     EvaluateConfig,
+    FewshotAskConfig,
     FewshotEvaluateConfig,
     FewshotFitConfig,
     FewshotPredictConfig,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 DONE, PARTLY, USAGE, INTERRUPTED = 0, 1, 2, 130
 _KEY = re.compile(r"^--[a-z][\w.-]*(?==|$)")
 """A key as it may be typed, `--user-info` for `--user_info`; what stands behind `=` is a value."""
+_SHOWN = 3
+"""Questions to ask next."""
 LEGEND = """\
 acc., margin: held-out pairs judged as the person did, and by how much   others: other people's pairs
 kept: of what the base knows, what the adapter still knows (own: asked in the person's own manner)
@@ -163,6 +166,16 @@ def fewshot_predict(config: FewshotPredictConfig) -> int:
     return DONE
 
 
+def fewshot_ask(config: FewshotAskConfig) -> int:
+    """Say which question to ask a group or person next."""
+    from pluralign.fewshot.running import ask_fewshot
+
+    for question, _ in ask_fewshot(config)[:_SHOWN]:
+        options = "".join(f"\n  {option}" for option in question.options)
+        _say(f"{question.text}{options}")
+    return DONE
+
+
 def fewshot_evaluate(config: FewshotEvaluateConfig) -> int:
     """Compare few-shot predictors and baselines on groups that taught nothing."""
     from pluralign.fewshot.comparison import tables
@@ -243,6 +256,7 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(GenerateConfig, generate),
     "fewshot fit": Command(FewshotFitConfig, fewshot_fit, first="--data"),
     "fewshot predict": Command(FewshotPredictConfig, fewshot_predict),
+    "fewshot ask": Command(FewshotAskConfig, fewshot_ask),
     "fewshot evaluate": Command(FewshotEvaluateConfig, fewshot_evaluate, first="--data"),
     "people list": Command(PeopleListConfig, people_list, first="--run"),
     "people show": Command(PeopleShowConfig, people_show, first="--run"),

@@ -43,6 +43,7 @@ __all__ = [
     "EmbeddingConfig",
     "EvaluateConfig",
     "EvaluationConfig",
+    "FewshotAskConfig",
     "FewshotEvaluateConfig",
     "FewshotFitConfig",
     "FewshotPredictConfig",
@@ -321,6 +322,24 @@ class FewshotPredictConfig:
     """Share of the true answers that the intervals should hold: 0.5, 0.8, 0.9 or 0.95."""
     output: str = "predictions.jsonl"
     """The file to write, a row a group and question."""
+    cache_dir: str | None = None
+    """Folder of the cache of vectors; by default the user's cache folder."""
+
+
+@dataclass
+class FewshotAskConfig:
+    """`pluralign fewshot ask`: which question to ask a group or person next."""
+
+    predictor: str = "predictor.safetensors"
+    """What `pluralign fewshot fit` wrote, with `predictor: taste`."""
+    answers: str | list[str] = field(default_factory=list)
+    """Tables of what the one group has answered; none asks for the first question."""
+    group: str | None = None
+    """Column that says whose answers they are, as of `fewshot fit`."""
+    questions: str | list[str] = field(default_factory=list)
+    """Tables of what could be asked: `question, options`, or preferences. What has been answered is left out."""
+    output: str | None = None
+    """A JSONL file for all of them, best first, beside the first ones in the terminal."""
     cache_dir: str | None = None
     """Folder of the cache of vectors; by default the user's cache folder."""
 

@@ -88,6 +88,27 @@ def test_the_commands_predict_a_new_group(tmp_path: Path, capsys: pytest.Capture
         assert line["low"][0] < line["distribution"][0] < line["high"][0] and line["known"]
 
 
+def test_what_to_ask_next_is_what_tells_most(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = rows(range(12))
+    # What nobody answers by their liking tells nothing of it.
+    for group in range(12):
+        share = float(np.random.default_rng(100 + group).uniform(0.1, 0.9))
+        asked = {"question": "Heads or tails?", "options": ["Heads it is", "Tails it is"]}
+        lines.append({"group": f"g{group}", **asked, "distribution": [share, 1 - share]})
+    made = fit_fewshot({"data": str(write(tmp_path / "all.jsonl", lines)), "output": str(tmp_path / "p.safetensors")})
+    pool = write(tmp_path / "pool.jsonl", [lines[3], lines[5], lines[-1]])
+    mine = write(tmp_path / "mine.jsonl", [{**lines[5], "group": "me"}])
+    keys = ["--predictor", str(made.path), "--questions", str(pool)]
+    assert main(["fewshot", "ask", *keys, "--output", str(tmp_path / "next.jsonl")]) == 0
+    assert capsys.readouterr().out.startswith("Do you enjoy")
+    worth = [json.loads(line)["worth"] for line in (tmp_path / "next.jsonl").read_text().splitlines()]
+    assert len(worth) == 3 and worth == sorted(worth, reverse=True)
+    assert main(["fewshot", "ask", *keys, "--answers", str(mine)]) == 0
+    assert lines[5]["question"] not in capsys.readouterr().out
+    assert main(["fewshot", "ask", *keys, "--answers", str(write(tmp_path / "all2.jsonl", lines))]) == 2
+    assert "there are answers of 12" in capsys.readouterr().err
+
+
 def test_preferences_are_read_as_answers(tmp_path: Path) -> None:
     lines = []
     for user in range(6):

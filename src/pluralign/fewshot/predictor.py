@@ -11,6 +11,7 @@ import numpy as np
 
 from pluralign.config import EmbeddingConfig, FewshotFitConfig
 from pluralign.errors import InputError
+from pluralign.fewshot.active import worth
 from pluralign.fewshot.answers import Answers, Question, Shares
 from pluralign.fewshot.embedding import KEY, embed
 from pluralign.fewshot.features import Points
@@ -93,10 +94,7 @@ class Predictor:
             raise InputError(f"level is {level:g}", fix=f"It is one of {', '.join(map(str, LEVELS))}.")
         _check(answers, questions)
         asked = list(dict.fromkeys([*answers.questions, *questions]))
-        points, fingerprint = embed(asked, self.embeddings, cache_dir=cache_dir)
-        if fingerprint != self.fingerprint:
-            found = f"{self.embeddings.model!r} is not the model that the predictor was fitted with"
-            raise InputError(found, where=KEY, fix="Bring that model back, or fit again.")
+        points = self._embedded(asked, cache_dir)
         numbers = {question: number for number, question in enumerate(asked)}
         targets = [numbers[question] for question in questions]
         known = [question.key in self.seen for question in asked]
@@ -106,6 +104,40 @@ class Predictor:
             for group, own in answers.groups.items()
             for number, said in zip(targets, read(own, targets), strict=True)
         ]
+
+    def ask(
+        self, answers: Answers, pool: Sequence[Question], *, cache_dir: str | Path | None = None
+    ) -> list[tuple[Question, float]]:
+        """What to ask next, best first, with the variance of predicted shares that an answer would take away.
+
+        Args:
+            answers: of one group, or of nobody.
+            pool: what could be asked, and is to be known; what has been answered is left out.
+            cache_dir: of vectors that a model made.
+
+        Raises:
+            InputError: answers of several groups; nothing left to ask; a predictor that does not say how sure it is.
+        """
+        fitted = self.fitted
+        if not isinstance(fitted, Fitted):
+            raise InputError("the published module does not say how sure it is", fix="Fit with predictor: taste.")
+        if len(answers.groups) > 1:
+            raise InputError(f"there are answers of {len(answers.groups)}", where=answers.name, fix="Ask for one.")
+        asked = list(dict.fromkeys([*answers.questions, *pool]))
+        own = next(iter(answers.groups.values()), {})
+        left = [number for number, question in enumerate(asked) if question in set(pool) and number not in own]
+        if not left:
+            raise InputError("every question of the pool has been answered", where=answers.name)
+        view = fitted.taste.view(asked, self._embedded(asked, cache_dir))
+        gains = worth(view, own, left)
+        return [(asked[left[place]], float(gains[place])) for place in np.argsort(-gains, kind="stable")]
+
+    def _embedded(self, asked: Sequence[Question], cache_dir: str | Path | None) -> Points:
+        points, fingerprint = embed(asked, self.embeddings, cache_dir=cache_dir)
+        if fingerprint != self.fingerprint:
+            found = f"{self.embeddings.model!r} is not the model that the predictor was fitted with"
+            raise InputError(found, where=KEY, fix="Bring that model back, or fit again.")
+        return points
 
     def _reader(self, asked: Sequence[Question], points: Points, known: Sequence[bool], level: float) -> _Read:
         """What does not depend on the group is done once."""

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pluralign.config import FewshotEvaluateConfig, FewshotFitConfig, FewshotPredictConfig
+from pluralign.config import FewshotAskConfig, FewshotEvaluateConfig, FewshotFitConfig, FewshotPredictConfig
 from pluralign.errors import InputError
+from pluralign.fewshot.answers import Answers, Question
 from pluralign.fewshot.comparison import Summary, compare, summarise, write_comparison
 from pluralign.fewshot.plot import plot_comparison
 from pluralign.fewshot.predictor import Answer, Predictor, fit_predictor
 from pluralign.fewshot.predictor_file import load_predictor, save_predictor
-from pluralign.fewshot.tables import load_answers, load_questions, write_answers
+from pluralign.fewshot.tables import load_answers, load_questions, write_answers, write_questions
 from pluralign.resolve import resolve
 from pluralign.storage import check_place
 
@@ -64,6 +65,26 @@ def predict_fewshot(config: FewshotPredictConfig | dict[str, Any] | str | Path) 
     answers = load_answers(config.answers, group=config.group, key="answers")
     found = predictor.predict(answers, load_questions(config.questions), level=config.level, cache_dir=config.cache_dir)
     write_answers(found, config.output)
+    return found
+
+
+def ask_fewshot(config: FewshotAskConfig | dict[str, Any] | str | Path) -> list[tuple[Question, float]]:
+    """Put questions in the order in which they are worth asking; see `Predictor.ask`.
+
+    Args:
+        config: the keys of `pluralign fewshot ask` as a dictionary, a YAML file or a `FewshotAskConfig`.
+
+    Raises:
+        InputError: a predictor or tables that cannot be used, or nothing left to ask.
+    """
+    config = resolve(FewshotAskConfig, config)
+    if config.output:
+        check_place(config.output)
+    predictor = load_predictor(config.predictor)
+    answers = load_answers(config.answers, group=config.group, key="answers") if config.answers else Answers()
+    found = predictor.ask(answers, load_questions(config.questions), cache_dir=config.cache_dir)
+    if config.output:
+        write_questions(found, config.output)
     return found
 
 

@@ -61,6 +61,12 @@ def write_answers(answers: Iterable[Answer], path: str | Path) -> None:
     write_text(path, "".join(json.dumps(_row(answer), ensure_ascii=False) + "\n" for answer in answers))
 
 
+def write_questions(questions: Iterable[tuple[Question, float]], path: str | Path) -> None:
+    """Questions with what they are worth as JSONL, in their order."""
+    rows = ({"question": one.text, "options": one.options, "worth": round(worth, 6)} for one, worth in questions)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 def _row(answer: Answer) -> dict[str, object]:
     row: dict[str, object] = {"group": answer.group, "question": answer.question.text}
     row |= {"options": answer.question.options, "distribution": [round(float(share), 6) for share in answer.shares]}
