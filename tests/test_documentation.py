@@ -83,3 +83,25 @@ def test_the_loss_of_the_guide_trains(tmp_path, monkeypatch):
     losses = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     # Half a hinge is a half where policy is reference.
     assert losses[0]["loss"] == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.slow
+def test_the_few_shot_guide_runs_as_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "fewshot.md").read_text(encoding="utf-8")
+    names = {}
+    for language, block in re.findall(r"^```(sh|python)\n(.*?)^```", text, re.S | re.M):
+        if language == "python":
+            exec(block, names)
+            continue
+        words = shlex.split(block.replace("\\\n", " "), comments=True)
+        for line in " ".join(map(shlex.quote, words)).split("pluralign ")[1:]:
+            arguments = shlex.split(line)
+            if arguments[0] == "generate":
+                # That takes a run of people; `best_of` has tests of its own.
+                continue
+            assert main(arguments) == 0
+    right, asked = map(int, re.findall(r"(\d+) of (\d+) predicted", capsys.readouterr().out)[0])
+    assert asked == 30 and right >= 20
+    assert len(Path("next.jsonl").read_text().splitlines()) == 30
+    assert json.loads(Path("fewshot.json").read_text())["summaries"]

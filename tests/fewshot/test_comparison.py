@@ -105,3 +105,14 @@ def test_what_cannot_be_compared_is_named() -> None:
         list(compare(population(6, 20), resolve(FewshotEvaluateConfig, {"methods": ["oracle"]})))
     with pytest.raises(InputError, match="2 groups, 2 of them with 15 answers or more, and none can be tested"):
         list(compare(population(2, 20), resolve(FewshotEvaluateConfig, {"methods": ["uniform"]})))
+
+
+def test_people_who_answered_nothing_in_common_are_compared_on_new_questions_only() -> None:
+    found = Answers()
+    for group in range(8):
+        for number in range(16):
+            found.add(f"person {group}", Question(f"{group} {number}?", ("yes", "no")), np.array([1.0, 0.0]))
+    settings = resolve(FewshotEvaluateConfig, {"methods": ["uniform", "ridge"], "sizes": [5], "splits": 1, "least": 10})
+    with pytest.warns(UserWarning, match="no comparison on known questions"):
+        cells = list(compare(found, settings))
+    assert {cell.protocol for cell in cells} == {NEW_QUESTIONS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,14 +81,13 @@ def compare(answers: Answers, config: FewshotEvaluateConfig) -> Iterator[Cell]:
     chosen = _chosen(config)
     points, _ = embed(answers.questions, config.embeddings, cache_dir=config.cache_dir)
     sizes = sorted(set(config.sizes))
+    splits = list(_splits(answers, sizes, config))
     with progress_bar() as bar:
-        task = bar.add_task("few-shot comparison", total=len(PROTOCOLS) * config.splits * len(chosen))
-        for protocol in PROTOCOLS:
-            for seed in range(config.seed, config.seed + config.splits):
-                one = split(answers, protocol, sizes, least=config.least, seed=seed)
-                for name, learn in chosen.items():
-                    yield from _cells(name, learn, one, points)
-                    bar.advance(task)
+        task = bar.add_task("few-shot comparison", total=len(splits) * len(chosen))
+        for one in splits:
+            for name, learn in chosen.items():
+                yield from _cells(name, learn, one, points)
+                bar.advance(task)
 
 
 def summarise(cells: Iterable[Cell]) -> list[Summary]:
@@ -124,6 +124,25 @@ def _row(one: Summary) -> list[str]:
     holds = f"{one.means['coverage']:.0%}" if "coverage" in one.means else ""
     figures = [f"{one.means['alignment']:.3f}{margin}", f"{one.worst:.3f}", f"{one.means['accuracy']:.1%}"]
     return [str(one.size), one.method, *figures, f"{one.means['nll']:.3f}", holds]
+
+
+def _splits(answers: Answers, sizes: Sequence[int], config: FewshotEvaluateConfig) -> Iterator[Split]:
+    """All splits of the protocols that the table has answers for; of the others a warning says why they are not there.
+
+    Raises:
+        InputError: there is none at all.
+    """
+    reasons = {}
+    for protocol in PROTOCOLS:
+        try:
+            for seed in range(config.seed, config.seed + config.splits):
+                yield split(answers, protocol, sizes, least=config.least, seed=seed)
+        except InputError as error:
+            reasons[protocol] = error
+    if len(reasons) == len(PROTOCOLS):
+        raise next(iter(reasons.values()))
+    for protocol, reason in reasons.items():
+        warnings.warn(f"no comparison on {protocol}: {reason}", stacklevel=2)
 
 
 def _chosen(config: FewshotEvaluateConfig) -> dict[str, Learn]:
