@@ -34,7 +34,7 @@ FEW_MARKS = (24, 48, 90, 160)
 KINDS = {"replaces": 0, "keeps": 1, "declines": 7, "likes the base": 5}
 """Kind of person -> number of the world's person who stands for it in the screen."""
 HARDER = (40, 41, 80, 81, 10, 21)
-"""People whose labels err in 10% (40, 41) and 20% (80, 81) of the pairs, or who want their style in some topics only."""
+"""People whose labels err in 10% (40, 41) and 20% (80, 81) of the pairs, or who want their style in some topics."""
 
 
 def screen() -> list[Cell]:
