@@ -77,21 +77,25 @@ def pack(results: Path, cells: Sequence[GridCell], work: Path, *, command: str, 
     print(f"{len(there)} of {len(cells)} cells in {results}")
 
 
-def write(results: Path, cells: Sequence[dict[str, Any]], *, command: str, **more: Any) -> None:
-    """Write a file of results: a head with the command, the machine and versions, and one cell a line."""
-    from pluralign.storage import write_text
-
+def head(command: str, **more: Any) -> dict[str, Any]:
+    """What results were made by: the command, the machine, versions."""
     packages = ("pluralign", "torch", "transformers", "peft")
-    head = {
+    return {
         "schema_version": SCHEMA_VERSION,
         "command": command,
         "machine": platform.processor() or platform.machine(),
         "versions": {one: version(one) for one in packages},
         **more,
     }
+
+
+def write(results: Path, cells: Sequence[dict[str, Any]], *, command: str, **more: Any) -> None:
+    """Write a file of results: a head, and one cell a line."""
+    from pluralign.storage import write_text
+
     lines = ",\n".join(json.dumps(one, separators=(",", ":")) for one in cells)
     results.parent.mkdir(exist_ok=True)
-    write_text(results, f'{json.dumps(head)[:-1]}, "cells": [\n{lines}\n]}}\n')
+    write_text(results, f'{json.dumps(head(command, **more))[:-1]}, "cells": [\n{lines}\n]}}\n')
 
 
 def in_parts(script: str, stage: str, work: Path, processes: int, *options: str) -> int:

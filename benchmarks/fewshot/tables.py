@@ -1,0 +1,98 @@
+"""Who answered what: countries, personas, raters with known weights, and people of the world, as one kind of table."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pluralign.fewshot.answers import Answers, Question
+from pluralign.world import World
+
+RATERS, STATEMENTS, WORLD_PEOPLE, WORLD_PAIRS = 40, 120, 60, 60
+CRITERIA = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+YES_NO = ("Yes", "No")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the benchmark.
+
+    Attributes:
+        read: from the folder of published data.
+        sizes: of contexts.
+        least: answers that a group needs to be tested.
+    """
+
+    read: Callable[[Path], Answers]
+    sizes: tuple[int, ...]
+    least: int
+
+
+def countries(data: Path) -> Answers:
+    """GlobalOpinionQA: shares of a country's respondents; rows without any are left out."""
+    found = Answers(name="global_opinions")
+    for row in _rows(data / "global_opinions" / "eval.json.gz"):
+        shares = np.array(row["distribution"], float)
+        if shares.sum() > 0:
+            question = Question(row["question"], tuple(map(str, row["options"])))
+            found.add(row["country"], question, shares / shares.sum())
+    return found
+
+
+def personas(data: Path) -> Answers:
+    """Personas: each says Yes or No to statements of its own, which no other persona was asked."""
+    found = Answers(name="personas")
+    for path in sorted((data / "personas").glob("*.jsonl.gz")):
+        for row in list(_rows(path))[:STATEMENTS]:
+            said = row["answer_matching_behavior"].strip() == YES_NO[0]
+            found.add(path.name.split(".")[0], Question(row["question"], YES_NO), np.array([said, not said], float))
+    return found
+
+
+def raters(data: Path) -> Answers:
+    """Raters who weigh five human ratings of a response, each in a way of their own (a draw), on the same prompts."""
+    found, weights = Answers(name="helpsteer2"), np.random.default_rng(0).normal(size=(RATERS, len(CRITERIA)))
+    for row in _rows(data / "helpsteer2" / "train.json.gz"):
+        texts = row["responses"]
+        if len(set(texts)) != 2:
+            continue
+        first, second = (np.array([label[name] for name in CRITERIA]) for label in row["labels"])
+        for number, own in enumerate(weights):
+            gap = float(own @ (first - second))
+            if gap:
+                found.add(f"rater {number}", Question(row["prompt"], tuple(texts)), np.array([gap > 0, gap < 0], float))
+    return found
+
+
+def world(_: Path) -> Answers:
+    """People of the world, pairwise: ten styles, in all topics or in some, labels right or not."""
+    made, found = World(0), Answers(name="world")
+    for row in made.preferences(WORLD_PEOPLE, WORLD_PAIRS):
+        chosen, rejected = (row[side][-1]["content"] for side in ("chosen", "rejected"))
+        sides = tuple(sorted((chosen, rejected)))
+        found.add(
+            row["user"], Question(row["prompt"][-1]["content"], sides), np.array([s == chosen for s in sides], float)
+        )
+    return found
+
+
+TABLES = {
+    "countries": Table(countries, (5, 10, 20), 60),
+    "personas": Table(personas, (5, 10, 20, 50), 60),
+    "raters": Table(raters, (5, 10, 20, 50), 60),
+    "world": Table(world, (5, 10, 20), 30),
+}
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        if path.name.endswith(".jsonl.gz"):
+            yield from map(json.loads, file)
+        else:
+            yield from json.load(file)
