@@ -24,6 +24,7 @@ class Track:
         loss: on held-out pairs.
         covered, uncovered: kept outside the topics of the preferences, where general prompts reach, and where not.
         degenerate: share of degenerate answers.
+        style_covered, style_uncovered: as `style`, there; empty in results that were made before it was asked.
     """
 
     marks: tuple[int, ...]
@@ -33,13 +34,16 @@ class Track:
     covered: tuple[float, ...] = ()
     uncovered: tuple[float, ...] = ()
     degenerate: tuple[float, ...] = ()
+    style_covered: tuple[float, ...] = ()
+    style_uncovered: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, marks: Sequence[int], measures: dict[str, list[float | None]]) -> Track:
         """From the measures of a cell."""
         asked = [measures[name] for name in _KNOWLEDGE]
         kept = [min(value for value in values if value is not None) for values in zip(*asked, strict=True)]
-        rest = {name: _numbers(measures[name]) for name in ("covered", "uncovered", "degenerate")}
+        names = ("covered", "uncovered", "degenerate", "style_covered", "style_uncovered")
+        rest = {name: _numbers(measures.get(name, [])) for name in names}
         # A training that broke off has no loss from there on.
         loss = tuple(math.inf if value is None else value for value in measures["loss"])
         return cls(tuple(marks), _numbers(measures["style"]), tuple(kept), loss, **rest)

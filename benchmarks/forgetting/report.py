@@ -64,6 +64,7 @@ def against_others(found: Mapping[str, Tracks]) -> str:
 def ends(found: Mapping[str, Tracks]) -> str:
     """Where early stopping on held-out pairs ends, and the last mark, with what is kept where no pair is."""
     lines = [["recipe", "stopped: style", "kept", "end: style", "kept", "covered", "uncovered", "degenerate"]]
+    asked = all(track.style_covered for tracks in found.values() for own in tracks.values() for track in own.values())
     values: list[Callable[[Track], float]] = [
         lambda track: track.style[track.stopped],
         lambda track: track.kept[track.stopped],
@@ -73,6 +74,9 @@ def ends(found: Mapping[str, Tracks]) -> str:
         lambda track: track.uncovered[-1],
         lambda track: track.degenerate[-1],
     ]
+    if asked:
+        lines[0] += ["style there: covered", "uncovered"]
+        values += [lambda track: track.style_covered[-1], lambda track: track.style_uncovered[-1]]
     for recipe, tracks in found.items():
         lines.append([recipe, *(str(intervals.over_people(_each(tracks, value))) for value in values)])
     return _table(lines)

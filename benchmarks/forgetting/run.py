@@ -1,6 +1,7 @@
 """What an anchor is worth: methods along their whole training on worlds whose truth is known.
 
     python benchmarks/forgetting/run.py screen              # every recipe at every learning rate, on two tuning seeds
+    python benchmarks/forgetting/run.py mixed               # some of them, on people whose labels err
     python benchmarks/forgetting/run.py final               # the finalists, on five other seeds
     python benchmarks/forgetting/run.py population          # a hundred people at one setting
     python benchmarks/forgetting/run.py cell --recipe 'dpo b1' --learning-rate 5e-4 --seed 1
@@ -146,6 +147,11 @@ def _show(stage: str, figures: Path | None) -> None:
         print(f"What one change does:\n\n{changes(found)}")
         print(f"Each recipe at its best learning rate:\n\n{markdown(best(found))}")
         print(f"All:\n\n{markdown(sorted(found, key=lambda row: (row.recipe, row.learning_rate)))}", end="")
+        return
+    if stage == "mixed":
+        import mixed as one_setting
+
+        print(one_setting.markdown(one_setting.settings(grid.read(RESULTS / "screen.json"), cells)), end="")
         return
     recipes = report.by_recipe(cells)
     if stage == "population":

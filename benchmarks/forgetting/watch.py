@@ -24,7 +24,18 @@ from pluralign.world import PLAIN
 
 SCOPES = (INSIDE, COVERED, UNCOVERED)
 ANSWERS = GenerationConfig(max_new_tokens=40, batch_size=256)
-MEASURES = ("style", "told", "base_prefix", "own_prefix", "degenerate", "covered", "uncovered", "loss")
+MEASURES = (
+    "style",
+    "told",
+    "base_prefix",
+    "own_prefix",
+    "degenerate",
+    "covered",
+    "uncovered",
+    "style_covered",
+    "style_uncovered",
+    "loss",
+)
 """Of a person at a mark; shares are of probes that the base itself has right in the same way.
 
 style: share of greedy answers to held-out prompts inside the topics of the preferences that are in the wanted style.
@@ -34,6 +45,7 @@ base_prefix, own_prefix: probes whose right option is the likeliest, after the o
 degenerate: share of degenerate answers.
 covered, uncovered: `told` (of who wants no answer, `base_prefix`) outside the topics of the preferences, where general
     prompts reach and where they do not.
+style_covered, style_uncovered: share of answers in the wanted style, in those topics.
 loss: mean loss on held-out pairs (None where it is not asked for).
 """
 
@@ -160,14 +172,19 @@ class Exam:
         def kept(numbers: Sequence[int]) -> float | None:
             return known(numbers, PLAIN) if style == "declining" else told(numbers)
 
+        def styled(scope: str) -> float | None:
+            return _share([judged[number].style for number in scopes[scope]])
+
         return {
-            "style": _share([judged[number].style for number in scopes[INSIDE]]),
+            "style": styled(INSIDE),
             "told": told(everything),
             "base_prefix": known(everything, PLAIN),
             "own_prefix": known(everything, style),
             "degenerate": _share([one.degenerate for one in judged]),
             "covered": kept(scopes[COVERED]),
             "uncovered": kept(scopes[UNCOVERED]),
+            "style_covered": styled(COVERED),
+            "style_uncovered": styled(UNCOVERED),
         }
 
 

@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def on_the_path() -> Iterator[None]:
     sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
     yield
     sys.path[:] = before
-    for name in ("fronts", "intervals", "summary", "report", "recipes", "cells", "ground", *TEXT):
+    for name in ("fronts", "intervals", "summary", "report", "recipes", "cells", "ground", "mixed", *TEXT):
         sys.modules.pop(name, None)
 
 
@@ -203,3 +203,24 @@ def test_real_text_is_shown_by_manner() -> None:
     assert "| recipe | learning rate | area under the front | told at manner 0.3 |" in shown
     # Everything is told where the manner is there six times in ten, and nothing where it never is.
     assert "| 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] | 0.333 [" in shown
+
+
+def test_one_learning_rate_and_one_moment_are_chosen_for_all() -> None:
+    mixed = module("mixed")
+
+    def people(numbers: Sequence[int], style: list[float]) -> dict[str, Any]:
+        knows = {name: [1.0, 1.0, 0.9, 0.5] for name in ("told", "base_prefix", "own_prefix")}
+        rest = {name: [0.0] * 4 for name in ("covered", "uncovered", "degenerate", "loss")}
+        return {f"formal-{number:03d}": {"style": style, **knows, **rest} for number in numbers}
+
+    def made(rate: float, numbers: Sequence[int], style: list[float]) -> dict[str, Any]:
+        return {"recipe": "sft", "learning_rate": rate, "marks": list(MARKS), "people": people(numbers, style)}
+
+    harder = [made(rate, (40, 41, 80, 81, 10, 21), [0.0, 0.2, top, top]) for rate, top in ((1e-3, 0.8), (2e-3, 0.6))]
+    screen = [made(rate, (0, 1, 7, 5), [0.0, 1.0, 1.0, 1.0]) for rate in (1e-3, 2e-3, 4e-3)]
+    (found,) = mixed.settings(screen, harder)
+    # At the second mark people without errors are well, and the others not yet; at the third everybody has most.
+    assert (found.learning_rate, found.mark) == (1e-3, MARKS[2])
+    assert found.least == pytest.approx((4 * 0.9 + 6 * 0.8) / 10) and found.well == 0
+    assert found.kinds["no errors"] == (pytest.approx(0.9), 0) and found.kinds["20% wrong"][0] == pytest.approx(0.8)
+    assert f"| sft | 0.001 | {MARKS[2]} | 0.840 (0%) | 0.90 (0%) |" in mixed.markdown([found])

@@ -1,0 +1,61 @@
+"""The few-shot benchmark's own arithmetic: questions saved, and its tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "fewshot"
+NAMES = ("run", "active", "tables", "timing")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_path() -> Iterator[None]:
+    """The benchmark's modules import each other by their bare names."""
+    before = list(sys.path)
+    for name in NAMES:
+        sys.modules.pop(name, None)
+    sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
+    yield
+    sys.path[:] = before
+    for name in NAMES:
+        sys.modules.pop(name, None)
+
+
+def module(name: str) -> Any:
+    return import_module(name)
+
+
+def test_questions_are_counted_until_the_score_is_reached() -> None:
+    reached = module("active")._reached
+    assert reached([0.5, 0.6, 0.7, 0.8], 0.7) == pytest.approx(2)
+    assert reached([0.5, 0.6, 0.7, 0.8], 0.65) == pytest.approx(1.5)
+    assert reached([0.5, 0.6, 0.7, 0.8], 0.9) == 3
+    assert reached([0.5, 0.9, 0.7, 0.8], 0.8) == pytest.approx(0.75)
+
+
+def test_an_order_that_is_twice_as_quick_saves_half_of_the_questions() -> None:
+    slow = [0.5 + 0.01 * number for number in range(21)]
+    quick = [0.5 + 0.02 * number for number in range(21)]
+    groups = [{"seed": seed, "group": "one", "random": slow, "active": quick} for seed in range(3)]
+    found = module("active").active_table({"groups": groups})
+    assert "| 10 | 0.6000 | 5.0 | 50% [50%, 50%] |" in found
+
+
+def test_the_worlds_people_answer_pairs() -> None:
+    answers = module("tables").TABLES["world"].read(Path())
+    assert len(answers.groups) == 60 and all(len(own) == 60 for own in answers.groups.values())
+    assert {len(question.options) for question in answers.questions} == {2}
+    assert all(sorted(shares) == [0.0, 1.0] for _, _, shares in answers)
+
+
+def test_the_table_has_every_method_with_its_interval() -> None:
+    means = {"alignment": 0.8, "accuracy": 0.5, "nll": 1.2}
+    row = {"protocol": "new questions", "size": 5, "method": "ridge", "means": means, "worst": 0.7}
+    found = module("run").compare_table({"summaries": [{**row, "margins": {"alignment": 0.01}}]})
+    assert "| new questions | 5 | ridge | 0.8000 ± 0.0100 | 0.700 | 50.0% | 1.200 |  |" in found
