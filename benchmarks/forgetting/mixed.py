@@ -42,12 +42,12 @@ class Setting:
 
 
 def settings(screen: Iterable[dict[str, Any]], harder: Iterable[dict[str, Any]]) -> list[Setting]:
-    """Recipes that harder people were tried with, each at its best learning rate and mark, best first."""
-    tried = [*harder]
+    """Recipes that both kinds of people were tried with, each at its best learning rate and mark, best first."""
+    easier, tried = [*screen], [*harder]
     marks = tuple(tried[0]["marks"])
-    wanted = {(cell["recipe"], cell["learning_rate"]) for cell in tried}
+    wanted = set.intersection(*({(cell["recipe"], cell["learning_rate"]) for cell in some} for some in (easier, tried)))
     people: dict[tuple[str, float], list[tuple[str, Track]]] = {}
-    for cell in [*screen, *tried]:
+    for cell in [*easier, *tried]:
         key = (cell["recipe"], cell["learning_rate"])
         if key in wanted:
             people.setdefault(key, []).extend((_kind(user), track) for user, track in tracks_of(cell).items())

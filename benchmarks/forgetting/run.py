@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cells import Cell, result_of
-from recipes import LEARNING_RATES, MIXED, RECIPES
+from recipes import LATER, LEARNING_RATES, MIXED, RECIPES
 from summary import PLAIN_DPO
 
 import grid
@@ -83,7 +83,7 @@ def finalists_of_screen() -> list[Any]:
     cells = grid.read(RESULTS / "screen.json")
     if not {cell.digest for cell in screen()} <= {cell["digest"] for cell in cells}:
         raise SystemExit("the screen is not finished: finalists are chosen from all of it")
-    return finalists(rows(cells))
+    return finalists([row for row in rows(cells) if row.recipe not in LATER])
 
 
 STAGES = {"screen": screen, "mixed": mixed, "final": final, "population": population}
