@@ -99,19 +99,19 @@ def test_more_answers_make_it_surer_and_better() -> None:
 
 
 def test_fitted_intervals_hold_what_they_say_of_new_groups() -> None:
-    answers, vectors = population(4, groups=26, questions=40)
+    answers, vectors = population(4, groups=36, questions=40)
     fitted = fit(part(answers, range(16), range(30)), vectors)
     assert fitted.calibration is not None
     view = fitted.taste.view(answers.questions, vectors)
     for kind, targets in ((KNOWN, range(20, 30)), (NEW, range(30, 40))):
         inside = []
-        for own in (answers.groups[f"group {group}"] for group in range(16, 26)):
-            for size in (5, 20):
+        for own in (answers.groups[f"group {group}"] for group in range(16, 36)):
+            for size in (5, 11):
                 predicted = view.read({number: own[number] for number in range(size)}).predict(targets)
                 for number, one in zip(targets, predicted, strict=True):
                     low, high = fitted.calibration.interval(one, kind, 0.8)
                     inside += list((low <= own[number]) & (own[number] <= high))
-        assert 0.7 < np.mean(inside) < 0.9
+        assert 0.65 < np.mean(inside) < 0.95
 
 
 def test_too_few_groups_leave_the_defaults_and_no_intervals() -> None:

@@ -159,7 +159,7 @@ def test_what_is_missing_is_said_before_anything_is_loaded(monkeypatch: pytest.M
     with pytest.raises(InputError, match=r"quantization is 4bit, and the base would be on cpu.* needs a GPU"):
         load_base(ModelConfig(quantization="4bit", device="cpu"))
     gpu = torch.device("cuda")
-    monkeypatch.setattr(base_module, "_device", lambda name: gpu)
+    monkeypatch.setattr(base_module, "find_device", lambda name: gpu)
     monkeypatch.setattr(base_module, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(InputError, match=r"pip install 'pluralign\[quantized\]'"):
         load_base(ModelConfig(quantization="4bit"))

@@ -122,7 +122,7 @@ def _rounds(answers: Answers, points: Points, seed: int) -> Iterator[_Round]:
         return
     questions = draw.permutation(len(answers.questions))
     for part in range(PARTS):
-        out, new = set(tried[part::PARTS]), set(questions[part::PARTS].tolist())
+        out, new = tried[part::PARTS], set(questions[part::PARTS].tolist())
         learned = answers.of(group for group in answers.groups if group not in out).without(new)
         known = {number for own in learned.groups.values() for number in own}
         trials = [trial for group in out for trial in _trials(answers.groups[group], known, new, draw)]

@@ -125,7 +125,8 @@ class Predictor:
             raise InputError(f"there are answers of {len(answers.groups)}", where=answers.name, fix="Ask for one.")
         asked = list(dict.fromkeys([*answers.questions, *pool]))
         own = next(iter(answers.groups.values()), {})
-        left = [number for number, question in enumerate(asked) if question in set(pool) and number not in own]
+        wanted = set(pool)
+        left = [number for number, question in enumerate(asked) if question in wanted and number not in own]
         if not left:
             raise InputError("every question of the pool has been answered", where=answers.name)
         view = fitted.taste.view(asked, self._embedded(asked, cache_dir))
