@@ -285,25 +285,31 @@ class ModuleTrainingConfig:
 
 
 @dataclass
-class FewshotFitConfig:
-    """`pluralign fewshot fit`: a predictor of whole answers from a few, learned of some groups."""
+class FewshotConfig:
+    """What fitting and comparing few-shot predictors share."""
 
     data: str | list[str] = field(default_factory=list)
     """Tables of survey answers (`group, question, options, distribution`), or of preferences."""
     group: str | None = None
     """Column that says whose answers they are; by default `group` of survey answers and `user` of preferences."""
-    predictor: Literal["taste", "gpo"] = "taste"
-    """The closed form, or the published module."""
     embeddings: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     module: ModuleTrainingConfig = field(default_factory=ModuleTrainingConfig)
-    output: str = "predictor.safetensors"
-    """The file to write."""
     overwrite: bool = False
     """Replace a file that is there."""
     cache_dir: str | None = None
     """Folder of the cache of vectors; by default the user's cache folder."""
     seed: int = 0
-    """Fixes validation groups, initial weights and episodes."""
+    """Fixes groups kept apart, initial weights and episodes; of several splits it is the first one's."""
+
+
+@dataclass
+class FewshotFitConfig(FewshotConfig):
+    """`pluralign fewshot fit`: a predictor of whole answers from a few, learned of some groups."""
+
+    predictor: Literal["taste", "gpo"] = "taste"
+    """The closed form, or the published module."""
+    output: str = "predictor.safetensors"
+    """The file to write."""
 
 
 @dataclass
@@ -345,13 +351,9 @@ class FewshotAskConfig:
 
 
 @dataclass
-class FewshotEvaluateConfig:
+class FewshotEvaluateConfig(FewshotConfig):
     """`pluralign fewshot evaluate`: predictors and baselines, on groups that taught nothing."""
 
-    data: str | list[str] = field(default_factory=list)
-    """Tables of survey answers (`group, question, options, distribution`), or of preferences."""
-    group: str | None = None
-    """Column that says whose answers they are; by default `group` of survey answers and `user` of preferences."""
     methods: list[str] = field(
         default_factory=lambda: ["uniform", "mean", "nearest", "mixture", "ridge", "gpo", "taste"]
     )
@@ -362,16 +364,8 @@ class FewshotEvaluateConfig:
     """Random splits of the groups, and of the questions where these are new."""
     least: int = 15
     """Answers that a group needs to be tested; groups with fewer always teach."""
-    embeddings: EmbeddingConfig = field(default_factory=EmbeddingConfig)
-    module: ModuleTrainingConfig = field(default_factory=ModuleTrainingConfig)
     output: str = "fewshot.json"
     """The file of results; a plot stands beside it, as `.svg`."""
-    overwrite: bool = False
-    """Replace a file that is there."""
-    cache_dir: str | None = None
-    """Folder of the cache of vectors; by default the user's cache folder."""
-    seed: int = 0
-    """Of the first split; the others count on from it."""
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pluralign.cli import main
 from pluralign.config import FewshotEvaluateConfig
 from pluralign.errors import InputError
 from pluralign.fewshot.answers import Answers, Question
-from pluralign.fewshot.comparison import compare, summarise
+from pluralign.fewshot.comparison import _t95, compare, summarise
 from pluralign.fewshot.protocols import KNOWN_QUESTIONS, NEW_QUESTIONS, PROTOCOLS, split
 from pluralign.resolve import resolve
 
@@ -116,3 +116,8 @@ def test_people_who_answered_nothing_in_common_are_compared_on_new_questions_onl
     with pytest.warns(UserWarning, match="no comparison on known questions"):
         cells = list(compare(found, settings))
     assert {cell.protocol for cell in cells} == {NEW_QUESTIONS}
+
+
+def test_intervals_use_students_t() -> None:
+    for freedom, point in ((4, 2.776), (10, 2.228), (20, 2.086), (60, 2.000)):
+        assert _t95(freedom) == pytest.approx(point, abs=0.005)

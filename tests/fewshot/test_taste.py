@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pluralign.fewshot.active import next_question, worth
 from pluralign.fewshot.answers import Answers, Question
 from pluralign.fewshot.features import Points, points
-from pluralign.fewshot.fitting import KNOWN, NEW, fit
+from pluralign.fewshot.fitting import KNOWN, NEW, Calibration, fit
 from pluralign.fewshot.metrics import alignment
-from pluralign.fewshot.taste import Scales, log_shares, taste
+from pluralign.fewshot.taste import Predicted, Scales, log_shares, taste
 
 
 def population(seed: int, groups: int, questions: int = 40, dimensions: int = 6) -> tuple[Answers, Points]:
@@ -146,3 +146,9 @@ def test_the_question_worth_most_is_the_one_that_tells_most_of_the_others() -> N
         for context in ({}, {0: np.array([0.5, 0.5])})
     ]
     assert gone[0] - gone[1] == pytest.approx(before[0], rel=1e-6)
+
+
+def test_intervals_of_a_kind_that_nobody_told_of_are_the_other_kinds() -> None:
+    one = Predicted(np.array([0.6, 0.4]), np.array([0.1, 0.1]))
+    low, high = Calibration({NEW: {0.8: 2.0}}).interval(one, KNOWN, 0.8)
+    np.testing.assert_allclose([low, high], [[0.4, 0.2], [0.8, 0.6]])

@@ -51,8 +51,13 @@ class Calibration:
     factors: Mapping[str, Mapping[float, float]]
 
     def interval(self, predicted: Predicted, kind: str, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper ends, `[options]` each, within [0, 1]."""
-        width = self.factors[kind][level] * np.maximum(predicted.deviations, _LEAST_DEVIATION)
+        """Lower and upper ends, `[options]` each, within [0, 1].
+
+        Where training groups had no question in common, none of theirs told how sure one is of a known question; what
+        holds for new ones stands in, and the other way round.
+        """
+        factors = self.factors.get(kind) or next(iter(self.factors.values()))
+        width = factors[level] * np.maximum(predicted.deviations, _LEAST_DEVIATION)
         return np.clip(predicted.shares - width, 0, 1), np.clip(predicted.shares + width, 0, 1)
 
 

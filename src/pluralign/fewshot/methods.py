@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import mean
 
 import numpy as np
 
@@ -68,11 +67,12 @@ def _ridge(answers: Answers, points: Points, seed: int) -> Predict:
             trials.append(({number: own[number] for number in order[:cut]}, {n: own[n] for n in order[cut:]}))
 
     def score(penalty: float) -> float:
-        return mean(
+        found = [
             alignment(answers.questions[number], said, targets[number])
             for context, targets in trials
             for number, said in zip(targets, ridge(context, points, list(targets), penalty=penalty), strict=True)
-        )
+        ]
+        return float(np.nanmean(found))
 
     best = max(PENALTIES, key=score) if trials else 1.0
     return _plain(lambda context, targets: ridge(context, points, targets, penalty=best))
