@@ -68,3 +68,25 @@ def test_ridge_carries_an_answer_to_a_like_question() -> None:
     (found,) = ridge({0: np.array([0.9, 0.1])}, points, [1])
     assert found[0] > 0.55 and found.sum() == pytest.approx(1)
     np.testing.assert_allclose(ridge({}, points, [1])[0], uniform(points, [1])[0])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.5, 0.8, 0.95]))
+def test_the_spread_of_the_training_groups_holds_what_it_says(seed: int, level: float) -> None:
+    answers, points, draw = population(seed, groups=30, questions=20)
+    table = TrainingGroups.of(answers, points)
+    inside = []
+    for number, (mean, spread) in enumerate(zip(table.mean(range(20)), table.spread(range(20), level), strict=True)):
+        assert mean is not None and spread is not None
+        for _ in range(40):
+            other = draw.dirichlet(np.ones(len(mean)))
+            inside += list(np.abs(other - mean) <= spread)
+        assert table.spread([number], level)[0] == pytest.approx(spread)
+    assert np.mean(inside) == pytest.approx(level, abs=0.05)
+
+
+def test_the_spread_of_a_question_that_nobody_answered_does_not_exist() -> None:
+    answers, points, _ = population(2)
+    part = answers.without({3})
+    assert TrainingGroups.of(part, points).spread([3, 4], 0.8)[0] is None
+    assert TrainingGroups.of(Answers(), points).spread([3], 0.8) == [None]

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from pluralign.fewshot.active import next_question, worth
 from pluralign.fewshot.answers import Answers, Question
+from pluralign.fewshot.calibration import KNOWN, NEW, Calibration, Sample, calibrated
 from pluralign.fewshot.features import Points, points
-from pluralign.fewshot.fitting import KNOWN, NEW, Calibration, fit
+from pluralign.fewshot.fitting import fit
 from pluralign.fewshot.metrics import alignment
 from pluralign.fewshot.taste import Predicted, Scales, log_shares, taste
 
@@ -109,7 +110,7 @@ def test_fitted_intervals_hold_what_they_say_of_new_groups() -> None:
             for size in (5, 11):
                 predicted = view.read({number: own[number] for number in range(size)}).predict(targets)
                 for number, one in zip(targets, predicted, strict=True):
-                    low, high = fitted.calibration.interval(one, kind, 0.8)
+                    low, high = fitted.calibration.interval(one, kind, 0.8, size)
                     inside += list((low <= own[number]) & (own[number] <= high))
         assert 0.65 < np.mean(inside) < 0.95
 
@@ -150,5 +151,37 @@ def test_the_question_worth_most_is_the_one_that_tells_most_of_the_others() -> N
 
 def test_intervals_of_a_kind_that_nobody_told_of_are_the_other_kinds() -> None:
     one = Predicted(np.array([0.6, 0.4]), np.array([0.1, 0.1]))
-    low, high = Calibration({NEW: {0.8: 2.0}}).interval(one, KNOWN, 0.8)
+    low, high = Calibration({NEW: {5: {0.8: 2.0}}}).interval(one, KNOWN, 0.8, 3)
     np.testing.assert_allclose([low, high], [[0.4, 0.2], [0.8, 0.6]])
+
+
+@given(st.integers(1, 60), st.sampled_from([KNOWN, NEW]), st.integers(0, 2**32 - 1))
+def test_intervals_hold_their_share_after_few_answers_and_after_many(read: int, kind: str, seed: int) -> None:
+    # Errors grow with what was read, and with the kind; what is promised does not.
+    draw = np.random.default_rng(seed)
+
+    def samples(count: int, sizes: list[int]) -> list[Sample]:
+        return [
+            Sample(one, size, np.abs(draw.normal(size=2)) * (1 + np.log2(size)) * (2 if one == NEW else 1))
+            for one in (KNOWN, NEW)
+            for size in sizes
+            for _ in range(count)
+        ]
+
+    calibration = calibrated(samples(400, [1, 2, 4, 8, 16, 32, 64]))
+    told = [one for one in samples(2000, [read]) if one.kind == kind]
+    shares, deviation = np.array([0.5, 0.5]), np.full(2, 0.01)
+    low, high = calibration.interval(Predicted(shares, deviation), kind, 0.8, read)
+    inside = np.mean([one.ratios * 0.01 <= (high - low) / 2 for one in told])
+    assert 0.74 < inside < 0.86
+
+
+def test_few_samples_are_taken_together() -> None:
+    def some(kind: str, read: int, value: float, count: int) -> list[Sample]:
+        return [Sample(kind, read, np.array([value])) for _ in range(count)]
+
+    found = calibrated(
+        [*some(KNOWN, 5, 9.0, 3), *some(NEW, 5, 1.0, 150), *some(NEW, 20, 2.0, 150), *some(NEW, 40, 2.0, 7)]
+    )
+    assert found.factors[KNOWN][5][0.8] == 1.0, "three samples do not tell how sure one is"
+    assert list(found.factors[NEW]) == [5, 21] and found.factors[NEW][21][0.95] == 2.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -51,6 +52,40 @@ class TrainingGroups:
     def mean(self, targets: Sequence[int]) -> list[Shares | None]:
         """The mean of those who answered, one group one voice."""
         return [self._weighed(number, np.ones(len(self.shares))) for number in targets]
+
+    def spread(self, targets: Sequence[int], level: float) -> list[np.ndarray | None]:
+        """How far answers are from the mean, `[options]` each: standard deviations, times what holds a share of them.
+
+        The variance over a few groups is drawn towards that of all points, which counts as one group more. Each group's
+        answer is held against the mean and the variance of the others.
+
+        Args:
+            targets: numbers of questions.
+            level: that share.
+        """
+        factor = float(np.quantile(self._ratios, level)) if len(self._ratios) else 1.0
+        total = _Moments.of(self.shares)
+        widths = factor * np.sqrt(total.variances(self._pooled))
+        parts = [slice(self.points.starts[number], self.points.starts[number + 1]) for number in targets]
+        return [widths[part] if total.counts[part.start] else None for part in parts]
+
+    @cached_property
+    def _pooled(self) -> float:
+        """Mean variance of a point over the groups that answered."""
+        total = _Moments.of(self.shares)
+        several = total.counts > 1
+        return float((total.around[several] / (total.counts[several] - 1)).mean()) if several.any() else _UNKNOWN
+
+    @cached_property
+    def _ratios(self) -> np.ndarray:
+        """Of every answer that others gave, too: how far it is from their mean, in their standard deviations."""
+        total = _Moments.of(self.shares)
+        found = []
+        for own in self.shares:
+            there = ~np.isnan(own) & (total.counts > 1)
+            others = total.without(own, there)
+            found.append(np.abs(own[there] - others.means) / np.sqrt(others.variances(self._pooled)))
+        return np.concatenate(found) if found else np.zeros(0)
 
     def nearest(self, context: Context, targets: Sequence[int]) -> list[Shares | None]:
         """The answer of the group whose answers to the context are nearest, of those who answered.
@@ -106,6 +141,41 @@ class TrainingGroups:
         apart = np.abs(self.shares[:, at] - np.concatenate(list(context.values())))
         counts = (~np.isnan(apart)).sum(1)
         return np.where(counts > 0, np.nansum(apart, 1) / np.maximum(counts, 1), np.nan)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Of shares over groups, `[points]` each: how many, sums, and sums of squares."""
+
+    counts: np.ndarray
+    sums: np.ndarray
+    squares: np.ndarray
+
+    @classmethod
+    def of(cls, table: np.ndarray) -> _Moments:
+        return cls((~np.isnan(table)).sum(0), np.nansum(table, 0), np.nansum(table**2, 0))
+
+    def without(self, own: np.ndarray, there: np.ndarray) -> _Moments:
+        """Of all groups but one, at some points."""
+        own = own[there]
+        return _Moments(self.counts[there] - 1, self.sums[there] - own, self.squares[there] - own**2)
+
+    @property
+    def means(self) -> np.ndarray:
+        return np.asarray(self.sums / np.maximum(self.counts, 1))
+
+    @property
+    def around(self) -> np.ndarray:
+        """Sums of squares around the mean."""
+        return np.asarray(np.maximum(self.squares - self.counts * self.means**2, 0.0))
+
+    def variances(self, pooled: float) -> np.ndarray:
+        """With one group more, whose variance is the pooled one."""
+        return np.asarray(np.maximum((self.around + pooled) / np.maximum(self.counts, 1), _TINY))
+
+
+_TINY, _UNKNOWN = 1e-6, 0.25
+"""The least variance, and the one where no two groups answered the same question."""
 
 
 def ridge(context: Context, points: Points, targets: Sequence[int], *, penalty: float = 1.0) -> list[Shares]:

@@ -13,13 +13,14 @@ from statistics import mean
 import numpy as np
 
 from pluralign.fewshot.answers import Answers, Question, Shares
+from pluralign.fewshot.calibration import KNOWN, NEW, Calibration, Sample, calibrated
 from pluralign.fewshot.features import Points
 from pluralign.fewshot.metrics import alignment
-from pluralign.fewshot.taste import Predicted, Reading, Scales, Taste, taste
+from pluralign.fewshot.taste import Reading, Scales, Taste, taste
 from pluralign.progress import progress_bar
 
 PARTS = 4
-CONTEXTS = (5, 20)
+CONTEXTS = (5, 20, 50)
 """Answers that a group is predicted from, at most."""
 TARGETS = 40
 """Answers of each kind that are predicted of a group, at most."""
@@ -36,32 +37,6 @@ GRID: dict[str, tuple[float, ...]] = {
     "blend": (0.0, 0.15, 0.3, 0.5),
 }
 """What each scale may be; the search begins with the defaults and moves one step at a time."""
-LEVELS = (0.5, 0.8, 0.9, 0.95)
-KNOWN, NEW = "known", "new"
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How many standard deviations hold a share of what was answered.
-
-    Attributes:
-        factors: kind of question (`known` to the training groups, or `new`) -> level -> factor.
-    """
-
-    factors: Mapping[str, Mapping[float, float]]
-
-    def interval(self, predicted: Predicted, kind: str, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper ends, `[options]` each, within [0, 1].
-
-        Where training groups had no question in common, none of theirs told how sure one is of a known question; what
-        holds for new ones stands in, and the other way round.
-        """
-        factors = self.factors.get(kind) or next(iter(self.factors.values()))
-        width = factors[level] * np.maximum(predicted.deviations, _LEAST_DEVIATION)
-        return np.clip(predicted.shares - width, 0, 1), np.clip(predicted.shares + width, 0, 1)
-
-
-_LEAST_DEVIATION = 1e-3
 
 
 @dataclass(frozen=True)
@@ -138,8 +113,8 @@ def _rounds(answers: Answers, points: Points, seed: int) -> Iterator[_Round]:
 def _trials(own: Mapping[int, Shares], known: set[int], new: set[int], draw: np.random.Generator) -> Iterator[_Trial]:
     order = [list(own)[place] for place in draw.permutation(len(own))]
     old = [number for number in order if number not in new]
-    for size in CONTEXTS:
-        read = old[: min(size, len(old) // 2)]
+    for size in sorted({min(size, len(old) // 2) for size in CONTEXTS}):
+        read = old[:size]
         kinds = {KNOWN: [number for number in old[len(read) :] if number in known], NEW: [n for n in order if n in new]}
         targets = {kind: {number: own[number] for number in some[:TARGETS]} for kind, some in kinds.items() if some}
         if read and targets:
@@ -194,11 +169,11 @@ def _score(rounds: Sequence[_Round], scales: Scales) -> float:
 
 
 def _calibrated(rounds: Sequence[_Round], scales: Scales) -> Calibration:
-    ratios: dict[str, list[np.ndarray]] = {}
-    for one in rounds:
-        for kind, reading, targets in one.read(scales):
-            for said, predicted in zip(targets.values(), reading.predict(list(targets)), strict=True):
-                widths = np.maximum(predicted.deviations, _LEAST_DEVIATION)
-                ratios.setdefault(kind, []).append(np.abs(predicted.shares - said) / widths)
-    factors = {kind: np.quantile(np.concatenate(some), LEVELS) for kind, some in ratios.items()}
-    return Calibration({kind: dict(zip(LEVELS, map(float, values), strict=True)) for kind, values in factors.items()})
+    return calibrated(
+        [
+            Sample.of(kind, reading.read, predicted, said)
+            for one in rounds
+            for kind, reading, targets in one.read(scales)
+            for said, predicted in zip(targets.values(), reading.predict(list(targets)), strict=True)
+        ]
+    )

@@ -9,8 +9,9 @@ import numpy as np
 from pluralign.config import ModuleTrainingConfig
 from pluralign.fewshot.answers import Answers, Shares
 from pluralign.fewshot.baselines import TrainingGroups, ridge, uniform
+from pluralign.fewshot.calibration import KNOWN, NEW
 from pluralign.fewshot.features import Points
-from pluralign.fewshot.fitting import KNOWN, NEW, fit
+from pluralign.fewshot.fitting import fit
 from pluralign.fewshot.metrics import alignment
 
 Told = tuple[Shares, np.ndarray | None, np.ndarray | None]
@@ -34,7 +35,7 @@ def methods(module: ModuleTrainingConfig, *, seed: int) -> dict[str, Learn]:
     """
     return {
         "uniform": lambda _, points: _plain(lambda _, targets: uniform(points, targets)),
-        "mean": lambda answers, points: _of_groups(answers, points, lambda groups, _, targets: groups.mean(targets)),
+        "mean": lambda answers, points: _mean(TrainingGroups.of(answers, points)),
         "nearest": lambda answers, points: _of_groups(answers, points, TrainingGroups.nearest),
         "mixture": lambda answers, points: _of_groups(answers, points, TrainingGroups.mixture),
         "ridge": lambda answers, points: _ridge(answers, points, seed),
@@ -54,6 +55,18 @@ def _of_groups(
 ) -> Predict:
     groups = TrainingGroups.of(answers, points)
     return _plain(lambda context, targets: say(groups, context, targets))
+
+
+def _mean(groups: TrainingGroups) -> Predict:
+    """With the spread of the training groups as its interval."""
+
+    def predict(_: Mapping[int, Shares], targets: Sequence[int]) -> list[Told | None]:
+        return [
+            None if one is None or spread is None else (one, np.clip(one - spread, 0, 1), np.clip(one + spread, 0, 1))
+            for one, spread in zip(groups.mean(targets), groups.spread(targets, LEVEL), strict=True)
+        ]
+
+    return predict
 
 
 def _ridge(answers: Answers, points: Points, seed: int) -> Predict:
@@ -94,7 +107,7 @@ def _taste(answers: Answers, points: Points, seed: int) -> Predict:
         found: list[Told | None] = []
         for number, one in zip(targets, view.read(context).predict(targets), strict=True):
             kind = KNOWN if number in known else NEW
-            ends = calibration.interval(one, kind, LEVEL) if calibration is not None else (None, None)
+            ends = calibration.interval(one, kind, LEVEL, len(context)) if calibration is not None else (None, None)
             found.append((one.shares, *ends))
         return found
 

@@ -13,9 +13,10 @@ from pluralign.config import EmbeddingConfig, FewshotFitConfig
 from pluralign.errors import InputError
 from pluralign.fewshot.active import worth
 from pluralign.fewshot.answers import Answers, Question, Shares
+from pluralign.fewshot.calibration import KNOWN, LEVELS, NEW
 from pluralign.fewshot.embedding import KEY, embed
 from pluralign.fewshot.features import Points
-from pluralign.fewshot.fitting import KNOWN, LEVELS, NEW, Fitted, fit
+from pluralign.fewshot.fitting import Fitted, fit
 
 if TYPE_CHECKING:
     from pluralign.fewshot.episodes import TrainedModule
@@ -157,7 +158,7 @@ class Predictor:
             if calibration is None:
                 return [(shares, None, None) for shares in reading.shares(targets)]
             return [
-                (one.shares, *calibration.interval(one, KNOWN if known[number] else NEW, level))
+                (one.shares, *calibration.interval(one, KNOWN if known[number] else NEW, level, len(own)))
                 for number, one in zip(targets, reading.predict(targets), strict=True)
             ]
 

@@ -14,7 +14,8 @@ from safetensors.numpy import save_file
 
 from pluralign.config import EmbeddingConfig
 from pluralign.errors import InputError
-from pluralign.fewshot.fitting import Calibration, Fitted
+from pluralign.fewshot.calibration import Calibration
+from pluralign.fewshot.fitting import Fitted
 from pluralign.fewshot.predictor import Predictor
 from pluralign.fewshot.taste import Known, Scales, Taste
 from pluralign.storage import staged_file
@@ -96,12 +97,18 @@ def _taste(head: Mapping[str, Any], arrays: Mapping[str, np.ndarray], seen: list
         for number, key in enumerate(seen)
     }
     taste = Taste(Scales(**head["scales"]), known, arrays["mean_weights"], arrays["direction_weights"])
-    factors = head["factors"]
-    calibration = None
-    if factors is not None:
-        # Keys of JSON are text.
-        calibration = Calibration({kind: {float(k): v for k, v in some.items()} for kind, some in factors.items()})
+    calibration = None if head["factors"] is None else _calibration(head["factors"])
     return Fitted(taste, calibration, float("nan") if head["alignment"] is None else head["alignment"])
+
+
+def _calibration(factors: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Calibration:
+    # Keys of JSON are text.
+    return Calibration(
+        {
+            kind: {int(size): {float(level): one for level, one in some.items()} for size, some in by_size.items()}
+            for kind, by_size in factors.items()
+        }
+    )
 
 
 def _module(head: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Any:

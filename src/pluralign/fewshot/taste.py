@@ -130,12 +130,12 @@ class View:
         """
         at = self.points.of(list(context))
         if not len(at):
-            return Reading(self, np.zeros(self.features.shape[1]), np.zeros((0, self.features.shape[1])))
+            return Reading(self, np.zeros(self.features.shape[1]), np.zeros((0, self.features.shape[1])), 0)
         read = self.features[at]
         lower = np.linalg.cholesky(read @ read.T + np.diag(self.spread[at]))
         error = np.concatenate([log_shares(shares) for shares in context.values()]) - self.mean[at]
         whitened = np.linalg.solve(lower, np.concatenate([read, error[:, None]], 1))
-        return Reading(self, whitened[:, :-1].T @ whitened[:, -1], whitened[:, :-1])
+        return Reading(self, whitened[:, :-1].T @ whitened[:, -1], whitened[:, :-1], len(context))
 
 
 @dataclass(frozen=True)
@@ -159,11 +159,13 @@ class Reading:
         view: of the questions.
         mean: float `[k]`.
         whitened: float `[n, k]`; the covariance is I less its square.
+        read: answers that it was read from.
     """
 
     view: View
     mean: np.ndarray
     whitened: np.ndarray
+    read: int
 
     def predict(self, targets: Sequence[int]) -> list[Predicted]:
         """The answers to other questions, each by itself.
