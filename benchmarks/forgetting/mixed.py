@@ -11,6 +11,7 @@ from statistics import mean
 from typing import Any
 
 from fronts import Track, tracks_of
+from recipes import OURS, RECIPES, SFT
 
 NAMED = {
     "no errors": (0, 1, 5, 7),
@@ -58,6 +59,20 @@ def settings(screen: Iterable[dict[str, Any]], harder: Iterable[dict[str, Any]])
             if recipe not in best or found.least > best[recipe].least:
                 best[recipe] = found
     return sorted(best.values(), key=lambda one: -one.least)
+
+
+def preset(found: Sequence[Setting]) -> str:
+    """What becomes the preset: the best of ours that compares pairs and needs no general prompts."""
+    return next(one for one in _ours(found) if RECIPES[one].loss != SFT and not RECIPES[one].general)
+
+
+def best_beside(found: Sequence[Setting], names: Sequence[str]) -> str:
+    """The best of ours beside some."""
+    return next(one for one in _ours(found) if one not in names)
+
+
+def _ours(found: Sequence[Setting]) -> list[str]:
+    return [one.recipe for one in found if RECIPES[one.recipe].family == OURS]
 
 
 def markdown(found: Sequence[Setting]) -> str:

@@ -54,10 +54,10 @@ def trainings(recipes: Mapping[str, Sequence[Track]], path: Path) -> None:
 
 
 def dose(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Estimate]]]], path: Path) -> None:
-    """What people at a distance from the base's manner have lost, a mean over worlds, with 95% intervals.
+    """A measure of people at a distance from the base's manner, means over worlds, with 95% intervals.
 
     Args:
-        panels: title -> recipe -> (distance, what is kept).
+        panels: title -> recipe -> (distance, measure).
         path: the SVG to write.
     """
     figure, all_axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), sharey=True)
@@ -68,7 +68,6 @@ def dose(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Estimate]]]], p
             means, halves = [value.mean for _, value in points], [value.half for _, value in points]
             axes.errorbar(places, means, yerr=halves, label=name, linewidth=1.5, elinewidth=0.8, capsize=2)
         axes.set(title=title, xlabel="distance from the base's manner", ylim=(0, 1.02))
-    all_axes[0].set_ylabel("kept of what the base knew")
     all_axes[0].legend(frameon=False, loc="lower left")
     _save(figure, path)
 

@@ -97,9 +97,12 @@ def _ours() -> list[Recipe]:
         made("b0.3 kl0.1 nll1 general", 0.3, base(0.1, "nll") | nll(1.0), SAMPLED, general=0.5),
         Recipe("sft hinge0.03 sampled", OURS, SFT, base(0.3), SAMPLED),
         Recipe("sft hinge0.03 sampled general", OURS, SFT, base(0.3), SAMPLED, general=0.5),
+        Recipe("sft hinge0.01 sampled", OURS, SFT, base(0.1), SAMPLED),
         Recipe("sft hinge0.01 sampled general", OURS, SFT, base(0.1), SAMPLED, general=0.5),
         made("hinge0.3 nll3 sampled", 0.1, base(0.3) | nll(3.0), SAMPLED),
         made("hinge0.3 nll3 sampled general", 0.1, base(0.3) | nll(3.0), SAMPLED, general=0.5),
+        made("b1 hinge0.1 nll10 sampled", 1.0, base(0.1) | nll(10.0), SAMPLED),
+        made("b1 hinge0.1 nll10 sampled general", 1.0, base(0.1) | nll(10.0), SAMPLED, general=0.5),
     ]
 
 
@@ -122,16 +125,14 @@ MIXED = (
     "b1 hinge0.03 nll1 sampled general",
     "sft hinge0.03 sampled",
     "sft hinge0.03 sampled general",
+    "sft hinge0.01 sampled",
     "sft hinge0.01 sampled general",
     "hinge0.3 nll3 sampled",
     "hinge0.3 nll3 sampled general",
+    "b1 hinge0.1 nll10 sampled",
+    "b1 hinge0.1 nll10 sampled general",
 )
 """Recipes that are also tried on people whose labels err or whose taste changes with the topic."""
-LATER = (
-    "sft hinge0.03 sampled",
-    "sft hinge0.03 sampled general",
-    "sft hinge0.01 sampled general",
-    "hinge0.3 nll3 sampled",
-    "hinge0.3 nll3 sampled general",
-)
-"""Recipes that were screened when the finalists had been reported: none of them is one."""
+EARLIER = ("b0.3 kl0.1 nll1 general", "b1 hinge0.03 nll1 sampled", "b1 hinge0.03 nll1 sampled general")
+"""Ours that were reported before people whose labels err were tried, the preset's settings of then among them: they
+stay beside the finalists, and are none."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Protocol
 
 import intervals
 from fronts import Track, tracks_of
@@ -16,6 +16,23 @@ from summary import MOVES, kind_of
 
 Tracks = Mapping[int, Mapping[str, Track]]
 """Seed -> person -> track."""
+
+
+class Person(Protocol):
+    """What a population's tables ask of people.
+
+    Attributes:
+        distance: how far what they want is from the base's manner, in [0, 1].
+        noise: share of their labels that are wrong.
+    """
+
+    @property
+    def distance(self) -> float: ...
+
+    @property
+    def noise(self) -> float: ...
+
+
 AT_MANNER = (0.3, 0.5, 0.7)
 
 
@@ -82,21 +99,43 @@ def ends(found: Mapping[str, Tracks]) -> str:
     return _table(lines)
 
 
-def population(found: Mapping[str, Tracks], distances: Mapping[str, float]) -> str:
-    """At each mark, for all: people served without loss, the worst tenth, and how loss goes with distance.
-
-    Args:
-        found: recipe -> tracks.
-        distances: person -> how far what they want is from the base's manner, in [0, 1].
-    """
-    lines = [["recipe", "step", "served without loss", "worst tenth: served and kept", "lost for 1 of distance"]]
+def population(found: Mapping[str, Tracks], people: Mapping[str, Person]) -> str:
+    """At each mark, for all: people served without loss, the worst tenth, and how loss goes with distance."""
+    errors = sorted({one.noise for one in people.values()})
+    parts = [f"{share:.0%} wrong" if share else "no errors" for share in errors]
+    tenth = "worst tenth: served and kept"
+    lines = [["recipe", "step", "served without loss", *parts, tenth, "lost for 1 of distance"]]
     for recipe, tracks in found.items():
         for mark, at in _marks(tracks):
-            well = intervals.over_people(_each(tracks, lambda track, at=at: float(track.well(at))))  # type: ignore[misc]
-            tenth = intervals.estimate([_worst_tenth(list(people.values()), at) for people in tracks.values()])
-            slope = intervals.estimate([_slope(people, distances, at) for people in tracks.values()])
-            lines.append([recipe, str(mark), str(well), str(tenth), str(slope)])
+            shown = [intervals.over_people(_wells(tracks, at))]
+            shown += [intervals.over_people(_wells(_of_errors(tracks, people, share), at)) for share in errors]
+            shown.append(intervals.estimate([_worst_tenth(list(own.values()), at) for own in tracks.values()]))
+            shown.append(intervals.estimate([_slope(own, people, at) for own in tracks.values()]))
+            lines.append([recipe, str(mark), *map(str, shown)])
     return _table(lines)
+
+
+def population_against_others(found: Mapping[str, Tracks]) -> str:
+    """Each of ours less every other recipe at the last marks, world by world; in brackets the detectable."""
+    ours = [name for name in found if RECIPES[name].family == OURS]
+    tables = []
+    for title, value in (
+        ("served without loss", lambda own: mean(float(track.well(-1)) for track in own)),
+        ("worst tenth", lambda own: _worst_tenth(own, -1)),
+    ):
+        lines = [[f"{title}, difference: against", *ours]]
+        worlds = {name: [value(list(own.values())) for own in tracks.values()] for name, tracks in found.items()}
+        for name in found:
+            others = [
+                intervals.estimate([mine - other for mine, other in zip(worlds[one], worlds[name], strict=True)])
+                for one in ours
+            ]
+            cells = (
+                "" if one == name else f"{each} ({each.detectable:.3f})" for one, each in zip(ours, others, strict=True)
+            )
+            lines.append([name, *cells])
+        tables.append(_table(lines))
+    return "\n".join(tables)
 
 
 def on_text(cells: Sequence[dict[str, Any]]) -> str:
@@ -125,42 +164,48 @@ def figures(found: Mapping[str, Tracks], folder: Path) -> None:
     plot.trainings(people, folder / "forgetting-trainings.svg")
 
 
-def dose(found: Mapping[str, Tracks], distances: Mapping[str, float], folder: Path) -> None:
-    """What is kept by distance, at the mark at which a recipe serves most people without loss, and at the last one."""
+def dose(found: Mapping[str, Tracks], people: Mapping[str, Person], folder: Path) -> None:
+    """What is kept and how many answers are in the wanted style at the last mark, by distance."""
     import plot
 
-    best = {recipe: _best_mark(tracks) for recipe, tracks in found.items()}
     panels = {
-        "where most are served without loss": {
-            f"{recipe}, step {best[recipe][0]}": _by_distance(tracks, distances, best[recipe][1])
-            for recipe, tracks in found.items()
+        "kept of what the base knew": {
+            recipe: _by_distance(tracks, people, lambda track: track.kept[-1]) for recipe, tracks in found.items()
         },
-        "at the end": {recipe: _by_distance(tracks, distances, -1) for recipe, tracks in found.items()},
+        "answers in the wanted style": {
+            recipe: _by_distance(tracks, people, lambda track: track.style[-1]) for recipe, tracks in found.items()
+        },
     }
     plot.dose(panels, folder / "forgetting-dose.svg")
 
 
-def _best_mark(tracks: Tracks) -> tuple[int, int]:
-    def served(number: int) -> float:
-        return intervals.over_people(_each(tracks, lambda track: float(track.well(number)))).mean
-
-    return max(_marks(tracks), key=lambda mark: served(mark[1]))
-
-
-def _by_distance(tracks: Tracks, distances: Mapping[str, float], at: int) -> list[tuple[float, Estimate]]:
+def _by_distance(
+    tracks: Tracks, of: Mapping[str, Person], value: Callable[[Track], float]
+) -> list[tuple[float, Estimate]]:
     """Means of people in bands of distance: the base's own manner, and quarters above it."""
     bands: dict[float, list[str]] = {}
     for user in next(iter(tracks.values())):
-        bands.setdefault(math.ceil(distances[user] * 4) / 4, []).append(user)
+        bands.setdefault(math.ceil(of[user].distance * 4) / 4, []).append(user)
     return [
         (
             band,
             intervals.over_people(
-                {seed: {user: people[user].kept[at] for user in users} for seed, people in tracks.items()}
+                {seed: {user: value(people[user]) for user in users} for seed, people in tracks.items()}
             ),
         )
         for band, users in sorted(bands.items())
     ]
+
+
+def _wells(tracks: Tracks, at: int) -> dict[int, dict[str, float]]:
+    return _each(tracks, lambda track: float(track.well(at)))
+
+
+def _of_errors(tracks: Tracks, of: Mapping[str, Person], share: float) -> Tracks:
+    return {
+        seed: {user: track for user, track in people.items() if of[user].noise == share}
+        for seed, people in tracks.items()
+    }
 
 
 def _front(tracks: Tracks, least: float) -> Estimate:
@@ -198,9 +243,9 @@ def _worst_tenth(people: Sequence[Track], at: int) -> float:
     return mean(least[: max(1, len(least) // 10)])
 
 
-def _slope(people: Mapping[str, Track], distances: Mapping[str, float], at: int) -> float:
+def _slope(people: Mapping[str, Track], of: Mapping[str, Person], at: int) -> float:
     """What is lost more for every 1 of distance: the straight line with the least squares."""
-    points = [(distances[user], 1 - track.kept[at]) for user, track in people.items()]
+    points = [(of[user].distance, 1 - track.kept[at]) for user, track in people.items()]
     middle = mean(x for x, _ in points), mean(y for _, y in points)
     spread = sum((x - middle[0]) ** 2 for x, _ in points)
     return sum((x - middle[0]) * (y - middle[1]) for x, y in points) / spread

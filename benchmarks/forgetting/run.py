@@ -22,15 +22,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import mixed as one_setting
+import summary
 from cells import Cell, result_of
-from recipes import LATER, LEARNING_RATES, MIXED, RECIPES
-from summary import PLAIN_DPO
+from recipes import EARLIER, LEARNING_RATES, MIXED, RECIPES
+from summary import PLAIN_DPO, Row, best
 
 import grid
 
 RESULTS = Path(__file__).parent / "results"
 TUNING_SEEDS = (1, 2)
 SEEDS = (11, 12, 13, 14, 15)
+POPULATION_SEEDS = (16, 17, 18)
 FEW_MARKS = (24, 48, 90, 160)
 KINDS = {"replaces": 0, "keeps": 1, "declines": 7, "likes the base": 5}
 """Kind of person -> number of the world's person who stands for it in the screen."""
@@ -55,35 +58,51 @@ def mixed() -> list[Cell]:
 
 
 def final() -> list[Cell]:
-    """The finalists of the screen, at their learning rates, on seeds that nothing was tuned on, with ten people."""
-    return [
-        Cell(row.recipe, row.learning_rate, seed, tuple(range(10))) for seed in SEEDS for row in finalists_of_screen()
-    ]
+    """The finalists, at their learning rates of the screen, on seeds that nothing was tuned on, with ten people."""
+    rows = [*finalists(), *(row for row in best(_screened()) if row.recipe in EARLIER)]
+    return [Cell(row.recipe, row.learning_rate, seed, tuple(range(10))) for seed in SEEDS for row in rows]
 
 
 def population() -> list[Cell]:
-    """A hundred people with mixed tastes at one setting for all: plain DPO, the best beta, the preset's own two."""
-    rows = finalists_of_screen()
-    beta = next(row.recipe for row in rows[1:] if RECIPES[row.recipe].family == "dpo")
-    alone = next(row.recipe for row in rows if f"{row.recipe} general" in [other.recipe for other in rows])
-    wanted = (PLAIN_DPO, beta, alone, f"{alone} general")
+    """A hundred people with mixed tastes at one setting for all, on worlds that nothing else looks at.
+
+    Plain DPO, the beta with the widest window, fine-tuning, and ours, each at the setting that was best for people with
+    and without errors in their labels.
+    """
+    beta = next(row.recipe for row in finalists()[1:] if RECIPES[row.recipe].family == "dpo")
+    at = {one.recipe: one for one in _settings()}
+    wanted = [at[name] for name in (PLAIN_DPO, beta, "sft", *ours())]
     people = tuple(range(100))
     return [
-        Cell(row.recipe, row.learning_rate, seed, people, FEW_MARKS)
-        for seed in SEEDS[:3]
-        for row in sorted(rows, key=lambda row: row.recipe)
-        if row.recipe in wanted
+        Cell(one.recipe, one.learning_rate, seed, people, (one.mark,)) for seed in POPULATION_SEEDS for one in wanted
     ]
 
 
-def finalists_of_screen() -> list[Any]:
+def finalists() -> list[Row]:
     """The rows of the screen that go on: recipes at their best learning rates."""
-    from summary import finalists, rows
+    return summary.finalists(_screened(), ours())
 
-    cells = grid.read(RESULTS / "screen.json")
-    if not {cell.digest for cell in screen()} <= {cell["digest"] for cell in cells}:
-        raise SystemExit("the screen is not finished: finalists are chosen from all of it")
-    return finalists([row for row in rows(cells) if row.recipe not in LATER])
+
+def ours() -> tuple[str, str, str]:
+    """Of ours: the recipe that became the preset, the same with general prompts, and the best beside these two."""
+    alone = one_setting.preset(_settings())
+    named = (alone, f"{alone} general")
+    return *named, one_setting.best_beside(_settings(), named)
+
+
+def _screened() -> list[Row]:
+    return summary.rows(_finished("screen"))
+
+
+def _settings() -> list[one_setting.Setting]:
+    return one_setting.settings(_finished("screen"), _finished("mixed"))
+
+
+def _finished(stage: str) -> list[dict[str, Any]]:
+    cells = grid.read(RESULTS / f"{stage}.json")
+    if not {cell.digest for cell in STAGES[stage]()} <= {cell["digest"] for cell in cells}:
+        raise SystemExit(f"the stage {stage} is not finished: the finalists are chosen from all of it")
+    return cells
 
 
 STAGES = {"screen": screen, "mixed": mixed, "final": final, "population": population}
@@ -137,30 +156,28 @@ def prepare_world(seed: int, work: Path) -> None:
 
 def _show(stage: str, figures: Path | None) -> None:
     import report
-    from summary import best, changes, markdown, rows
 
     cells = grid.read(RESULTS / f"{stage}.json")
     if not cells:
         raise SystemExit(f"there are no results of {stage} yet")
     if stage == "screen":
-        found = rows(cells)
-        print(f"What one change does:\n\n{changes(found)}")
-        print(f"Each recipe at its best learning rate:\n\n{markdown(best(found))}")
-        print(f"All:\n\n{markdown(sorted(found, key=lambda row: (row.recipe, row.learning_rate)))}", end="")
+        found = summary.rows(cells)
+        print(f"What one change does:\n\n{summary.changes(found)}")
+        print(f"Each recipe at its best learning rate:\n\n{summary.markdown(best(found))}")
+        every = sorted(found, key=lambda row: (row.recipe, row.learning_rate))
+        print(f"All:\n\n{summary.markdown(every)}", end="")
         return
     if stage == "mixed":
-        import mixed as one_setting
-
         print(one_setting.markdown(one_setting.settings(grid.read(RESULTS / "screen.json"), cells)), end="")
         return
     recipes = report.by_recipe(cells)
     if stage == "population":
         from pluralign.world import World
 
-        distances = {user.id: user.distance for user in World(0).users(len(cells[0]["people"]))}
-        print(report.population(recipes, distances), end="")
+        people = {user.id: user for user in World(0).users(len(cells[0]["people"]))}
+        print(f"{report.population(recipes, people)}\n{report.population_against_others(recipes)}", end="")
         if figures:
-            report.dose(recipes, distances, figures)
+            report.dose(recipes, people, figures)
         return
     print(f"{report.windows(recipes)}\n{report.against_others(recipes)}\n{report.ends(recipes)}", end="")
     if figures:

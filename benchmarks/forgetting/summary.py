@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 from fronts import Track, one_setting, tracks_of
-from recipes import OURS, RECIPES
+from recipes import RECIPES
 
 PLAIN_DPO = "dpo b0.1"
 BASELINES = ("dpo", "ipo", "dpop", "dpo nll", "kl", "sft")
@@ -139,20 +139,18 @@ def best(found: Sequence[Row]) -> list[Row]:
     return sorted(chosen.values(), key=_worth, reverse=True)
 
 
-def finalists(found: Sequence[Row]) -> list[Row]:
-    """Who goes on from the screen: plain DPO, the best of each family of baselines beside it, and three of ours.
+def finalists(found: Sequence[Row], ours: Sequence[str]) -> list[Row]:
+    """Who goes on from the screen: plain DPO, the best of each family of baselines beside it, and some of ours.
 
-    Ours are the best of all, the best without general prompts, and the latter with them; where two of these are one,
-    the next best.
+    Args:
+        found: the screen.
+        ours: names of ours that go on.
     """
     ranked = best(found)
-    plain = [row for row in ranked if row.recipe == PLAIN_DPO]
     others = [row for row in ranked if row.recipe != PLAIN_DPO]
     firsts = [next(row for row in others if RECIPES[row.recipe].family == family) for family in BASELINES]
-    ours = [row for row in others if RECIPES[row.recipe].family == OURS]
-    alone = next(row for row in ours if not RECIPES[row.recipe].general)
-    wanted = [row for row in ours if row.recipe in (ours[0].recipe, alone.recipe, f"{alone.recipe} general")]
-    return [*plain, *firsts, *wanted, *[row for row in ours if row not in wanted][: 3 - len(wanted)]]
+    named = [next(row for row in ranked if row.recipe == name) for name in (PLAIN_DPO, *ours)]
+    return [named[0], *firsts, *named[1:]]
 
 
 def changes(found: Sequence[Row]) -> str:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import report
 from fronts import tracks_of
 from recipes import RECIPES
-from run import RESULTS, finalists_of_screen
+from run import RESULTS, finalists
 from text_cells import PEOPLE_TASKS, TextCell, Texts, result_of
 
 import grid
@@ -36,7 +36,7 @@ LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 
 def tune() -> list[TextCell]:
     """Every finalist at every learning rate."""
-    names = [row.recipe for row in finalists_of_screen()]
+    names = [row.recipe for row in finalists()]
     return [
         TextCell(task, name, rate, TUNING_SEED) for task in PEOPLE_TASKS for rate in LEARNING_RATES for name in names
     ]

@@ -7,7 +7,9 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,11 +114,11 @@ def test_who_goes_on_is_decided_by_people_who_must_move() -> None:
         for seed in (1, 2)
     ]
     rows = summary.rows(cells)
-    chosen = summary.finalists(rows)
+    chosen = summary.finalists(rows, ("hinge0.3", "hinge0.3 general", "hinge0.1"))
     assert chosen[0].recipe == "dpo b0.1" and chosen[1].recipe == "dpo b1" and len(chosen) == 10
     assert {recipes[row.recipe].family for row in chosen[1:7]} == set(summary.BASELINES)
-    assert chosen[7].recipe == "hinge0.3 general" and {row.learning_rate for row in chosen} == {1e-3}
-    assert not all(recipes[row.recipe].general for row in chosen[7:]), "nobody needs more prompts to begin with"
+    assert [row.recipe for row in chosen[7:]] == ["hinge0.3", "hinge0.3 general", "hinge0.1"]
+    assert {row.learning_rate for row in chosen} == {1e-3}
     lost = next(row for row in rows if row.recipe == "hinge0.1")
     assert lost.window == 0 and lost.windows["likes the base"] > 0
     assert "hinge0.3 general" in summary.markdown(chosen)
@@ -136,8 +138,13 @@ def test_reported_tables_compare_ours_with_every_baseline() -> None:
     compared = report.against_others(found)
     assert "window, as a factor: against | hinge0.3 |" in compared and "| dpo b0.1 | 4." in compared
     assert "1.000 [1.000, 1.000]" in report.ends(found)
-    distances = {"formal-000": 1.0, "cheerful-001": 0.5, "plain-005": 0.0}
-    assert "| hinge0.3 | 80 | 1.000 [1.000, 1.000] |" in report.population(found, distances)
+    errors = {"formal-000": 0.0, "cheerful-001": 0.2, "plain-005": 0.0}
+    people = {user: SimpleNamespace(distance=error * 5, noise=error) for user, error in errors.items()}
+    shown = report.population(found, people)
+    assert "| no errors | 20% wrong |" in shown and "| hinge0.3 | 80 | 1.000 [1.000, 1.000] |" in shown
+    # Of three people only the one who likes the base is served by the other.
+    assert "| dpo b0.1 | 80 | 0.333 [0.333, 0.333] | 0.500 [0.500, 0.500] | 0.000 [0.000, 0.000] |" in shown
+    assert "| dpo b0.1 | 0.667 [0.667, 0.667] (0.000) |" in report.population_against_others(found)
 
 
 def test_a_changed_recipe_is_another_cell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,10 +197,11 @@ def test_general_questions_on_real_text_are_not_those_that_are_asked(tmp_path: P
 def test_loss_is_drawn_over_distance(tmp_path: Path) -> None:
     report = module("report")
     found = report.by_recipe([cell("dpo b0.1", 1e-3, seed, quality) for seed, quality in ((1, 1.0), (2, 0.6))])
-    distances = {"formal-000": 1.0, "cheerful-001": 0.3, "plain-005": 0.0}
-    bands = report._by_distance(found["dpo b0.1"], distances, -1)
-    assert [band for band, _ in bands] == [0.0, 0.5, 1.0] and all(value.mean == 1 for _, value in bands)
-    assert report._best_mark(found["dpo b0.1"]) == (20, 1)
+    places = {"formal-000": 1.0, "cheerful-001": 0.3, "plain-005": 0.0}
+    people = {user: SimpleNamespace(distance=distance) for user, distance in places.items()}
+    bands = report._by_distance(found["dpo b0.1"], people, lambda track: track.style[-1])
+    assert [band for band, _ in bands] == [0.0, 0.5, 1.0]
+    assert [value.mean for _, value in bands] == [1.0, 0.8, 0.8]
 
 
 def test_real_text_is_shown_by_manner() -> None:
@@ -224,3 +232,7 @@ def test_one_learning_rate_and_one_moment_are_chosen_for_all() -> None:
     assert found.least == pytest.approx((4 * 0.9 + 6 * 0.8) / 10) and found.well == 0
     assert found.kinds["no errors"] == (pytest.approx(0.9), 0) and found.kinds["20% wrong"][0] == pytest.approx(0.8)
     assert f"| sft | 0.001 | {MARKS[2]} | 0.840 (0%) | 0.90 (0%) |" in mixed.markdown([found])
+    names = ("sft hinge0.01 sampled", "hinge0.3 general", "hinge0.1", "hinge0.3")
+    several = [found, *(replace(found, recipe=name) for name in names)]
+    assert mixed.preset(several) == "hinge0.1", "it compares pairs, and needs no general prompts"
+    assert mixed.best_beside(several, ("hinge0.1", "sft hinge0.01 sampled")) == "hinge0.3 general"
