@@ -8,21 +8,47 @@ FROM_THE_TOP = [
     *(
         "__main__",
         "cli",
+        "commands",
         "demo",
         "answers",
         "people",
         "evaluation",
         "training",
+        "annotators",
         "fewshot",
         "models",
         "objectives",
         "preferences",
         "world",
     ),
-    *("resolve", "config", "seats", "progress", "versions", "storage", "errors", "__init__"),
+    *(
+        "resolve",
+        "online_config",
+        "reward_config",
+        "annotation",
+        "config",
+        "seats",
+        "progress",
+        "versions",
+        "storage",
+        "errors",
+        "__init__",
+    ),
 ]
 UPWARDS = {("training/run.py", "evaluation")}
-WITHOUT_TORCH = ("preferences", "resolve", "config", "seats", "storage", "errors", "cli")
+WITHOUT_TORCH = (
+    "preferences",
+    "resolve",
+    "config",
+    "seats",
+    "storage",
+    "errors",
+    "cli",
+    "commands",
+    "online_config",
+    "reward_config",
+    "annotation",
+)
 
 
 def room_of(path):

@@ -181,7 +181,7 @@ def _show(stage: str, figures: Path | None) -> None:
         return
     print(f"{report.windows(recipes)}\n{report.against_others(recipes)}\n{report.ends(recipes)}", end="")
     if figures:
-        report.figures(recipes, figures)
+        report.figures({name: tracks for name, tracks in recipes.items() if name not in EARLIER}, figures)
 
 
 def _arguments() -> argparse.Namespace:

@@ -33,12 +33,14 @@ CHANGES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("dpo b1", "dpo b1 nll1"),
         ("dpo b3", "dpo b3 nll1"),
         ("hinge0.3", "hinge0.3 nll1"),
-        ("hinge0.3 sampled", "hinge0.3 nll1 sampled"),
+        ("hinge0.3 sampled", "hinge0.3 nll1 sampled", "hinge0.3 nll3 sampled"),
         ("hinge0.3 general", "hinge0.3 nll1 general"),
     ),
     "weight of the anchor": (
         ("dpo b0.1", "hinge0.1", "hinge0.3"),
         ("dpo b0.1", "dpo b0.1 kl0.3", "dpo b0.1 kl1"),
+        ("sft", "sft hinge0.01 sampled", "sft hinge0.03 sampled"),
+        ("sft hinge0.01 sampled general", "sft hinge0.03 sampled general"),
         ("b0.3 hinge0.1 nll1 sampled general", "b0.3 hinge0.3 nll1 sampled general"),
         ("b1 hinge0.03 nll1 general", "b1 hinge0.1 nll1 general"),
     ),
@@ -61,6 +63,10 @@ CHANGES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("b0.3 hinge0.1 nll1 sampled", "b0.3 hinge0.1 nll1 sampled general"),
         ("b1 hinge0.03 nll1", "b1 hinge0.03 nll1 general"),
         ("b1 hinge0.03 nll1 sampled", "b1 hinge0.03 nll1 sampled general"),
+        ("hinge0.3 nll3 sampled", "hinge0.3 nll3 sampled general"),
+        ("b1 hinge0.1 nll10 sampled", "b1 hinge0.1 nll10 sampled general"),
+        ("sft hinge0.01 sampled", "sft hinge0.01 sampled general"),
+        ("sft hinge0.03 sampled", "sft hinge0.03 sampled general"),
     ),
 }
 """What changes -> recipes that differ in nothing else, in turn."""

@@ -155,7 +155,10 @@ def _parser(cls: type[Any], *, prog: str, method: str | None) -> Any:
     # Commands that train have a method; the demo hands its own on.
     if "method" in (leaves := _leaves(cls)) and "loss.type" in leaves:
         method = str(method or cls.method)
-        _set_defaults(cls, parser, preset(method), where=f"method {method}")
+        values = preset(method)
+        if "pairs" in values and "pairs.phases" not in leaves:
+            raise InputError(f"method {method} samples its pairs", fix="It is for `pluralign online`.")
+        _set_defaults(cls, parser, values, where=f"method {method}")
     return parser
 
 

@@ -70,8 +70,9 @@ class ParametersConfig:
 class ReferenceConfig:
     """What the policy is compared with."""
 
-    compute: Literal["cached", "forward"] = "cached"
-    """Reference log-probs computed once and cached, or in every step by the same forward without the adapter."""
+    compute: Literal["cached", "forward", "table"] = "cached"
+    """Reference log-probs computed once and cached, in every step by the same forward without the adapter, or as the
+    table has them (`ref_chosen_logps`, `ref_rejected_logps`)."""
     models: list[str] = field(default_factory=list)
     """References: folders of models, of PEFT adapters of the base, hub ids, or `base`; by default the base alone. The
     last one is the one that is trusted, usually the policy's own beginning."""

@@ -13,7 +13,7 @@ from pluralign.config import GenerationConfig, ParametersConfig
 from pluralign.errors import InputError
 from pluralign.models.adapters import new_adapter
 from pluralign.models.base import Base, base_of
-from pluralign.models.generation import _Draw, generate
+from pluralign.models.generation import Generated, _Draw, generate
 
 TEXTS = ["a", "What is it?", "Tell me of the long, long road to the sea.", "bcd", "Why", "no", "a longer one, of words"]
 
@@ -129,10 +129,39 @@ def test_a_sampled_answer_depends_on_prompt_and_seed_alone(tiny_base: Base, prom
     assert all(one != other for one, other in zip(together, others, strict=True))
 
 
+def test_each_prompt_may_have_a_seed_of_its_own(tiny_base: Base, prompts: list[list[int]]) -> None:
+    settings = GenerationConfig(max_new_tokens=6, do_sample=True)
+
+    def sample(seed: int | list[int], asked: list[list[int]]) -> list[Generated]:
+        return generate(tiny_base.model, tiny_base.tokenizer, asked, settings, seed=seed)
+
+    several = sample([4, 5, 6], [prompts[0]] * 3)
+    assert several == [sample(seed, prompts[:1])[0] for seed in (4, 5, 6)] and several[0] != several[1]
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_what_is_said_is_noted_as_likely_as_a_later_forward_finds_it(
+    make_base: Callable[..., Base], prompts: list[list[int]], do_sample: bool
+) -> None:
+    base = make_base()
+    # Some random answers end by themselves.
+    base.model.generation_config.eos_token_id = [base.tokenizer.eos_token_id, *range(60, 90)]
+    settings = GenerationConfig(max_new_tokens=12, do_sample=do_sample, temperature=0.7, top_k=40, top_p=0.9)
+    said = generate(base.model, base.tokenizer, prompts, settings, logps=True)
+    assert {one.finished for one in said} == {True, False}
+    for prompt, one in zip(prompts, said, strict=True):
+        tokens = one.token_ids + ([] if one.end is None else [one.end])
+        with torch.no_grad():
+            logits = base.model(input_ids=torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        assert torch.tensor(one.logps) == pytest.approx(expected, abs=1e-5)
+    assert generate(base.model, base.tokenizer, prompts[:1], settings)[0].logps == []
+
+
 def test_the_draw_follows_the_distribution() -> None:
     scores = torch.log(torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0]))
     rows = 4000
-    draw = _Draw([[number] for number in range(rows)], width=1, steps=2, seed=3)
+    draw = _Draw([[number] for number in range(rows)], width=1, steps=2, seeds=[3] * rows)
     for step in range(2):
         chosen = draw(torch.zeros(rows, 1 + step), scores.repeat(rows, 1)).argmax(-1)
         shares = torch.bincount(chosen, minlength=6) / rows
@@ -141,7 +170,7 @@ def test_the_draw_follows_the_distribution() -> None:
 
 
 def test_a_draw_at_the_very_end_lands_on_a_token_that_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = _Draw([[1]], width=1, steps=1, seed=0)
+    draw = _Draw([[1]], width=1, steps=1, seeds=[0])
     for number, expected in ((0.0, 1), (1 - 2**-24, 2)):
         draw.numbers = torch.tensor([[number]])
         scores = torch.tensor([[float("-inf"), 0.3, 1.7, float("-inf")]])

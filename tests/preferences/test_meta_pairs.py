@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pluralign.cli import data_meta_pairs
+from pluralign.commands import data_meta_pairs
 from pluralign.config import ConditioningConfig, DataConfig, MetaPairsConfig
 from pluralign.errors import InputError
 from pluralign.preferences import load_preferences

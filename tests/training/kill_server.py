@@ -1,8 +1,9 @@
-"""Runs `train`, or `people remove`, in forked processes that die at a given moment. Imports once: seconds are saved.
+"""Runs `train`, `online` or `people remove` in forked processes that die at a given moment.
 
-Reads a JSON line a run from stdin, `{"config": {...}, "die_at": n | null, "seconds": s | null, "remove": id | null,
-"watch": folder}`, and answers with `{"status": exit code or minus the signal, "events": operations on files below the
-folder}`. A process with `die_at` kills itself at its n-th such operation; one with `seconds` is killed after that time.
+Imports once: seconds are saved. Reads a JSON line a run from stdin, `{"config": {...}, "die_at": n | null,
+"seconds": s | null, "remove": id | null, "watch": folder}` (a configuration with `pairs` is one of `online`), and
+answers with `{"status": exit code or minus the signal, "events": operations on files below the folder}`. A process with
+`die_at` kills itself at its n-th such operation; one with `seconds` is killed after that time.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from pluralign.config import PeopleRemoveConfig, TrainConfig
+from pluralign.online_config import OnlineConfig
 from pluralign.people.removal import remove_people
 from pluralign.resolve import resolve
 from pluralign.training import train
+from pluralign.training.online.run import online
 
 _OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.scandir", "os.listdir")
 
@@ -44,6 +48,10 @@ def _run(order: dict[str, Any], report: int) -> None:
         if order["remove"]:
             removal = remove_people(PeopleRemoveConfig(order["config"]["output_dir"], order["remove"]))
             status = 0 if removal.proven else 1
+        elif "pairs" in order["config"]:
+            sys.path.insert(0, str(Path(__file__).with_name("online")))
+            online(resolve(OnlineConfig, order["config"]))
+            status = 0
         else:
             train(resolve(TrainConfig, order["config"]))
             status = 0

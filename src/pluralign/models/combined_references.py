@@ -71,10 +71,10 @@ def check_reference(config: ReferenceConfig) -> None:
             f"reference.ema is {config.ema} and reference.models names {', '.join(config.models)}",
             fix="A reference that follows the policy stands alone: leave one of the two out.",
         )
-    if config.compute == "forward" and uses_given(config):
+    if config.compute != "cached" and uses_given(config):
         raise InputError(
-            f"reference.compute is forward and reference.models names {', '.join(config.models)}",
-            fix="The forward without the adapter is the base's: take cached for given references.",
+            f"reference.compute is {config.compute} and reference.models names {', '.join(config.models)}",
+            fix="Given references say log-probs of their own: take cached for them.",
         )
     if len(config.models) < 2:
         _check_alone(config)

@@ -46,7 +46,8 @@ class Encoder:
     Plain text: the tokens that the tokenizer itself puts at the front (BOS, where it adds one), the prompt, the
     response, one end-of-sequence token. Messages: the chat template's text up to and with the generation prompt, and
     what it adds for the response, up to the token that ends a turn; the template alone decides on BOS. A response that
-    was cut, here or when it was generated, has no end token.
+    was cut, here or when it was generated, has no end token: the base's own, and one whose row says so in a column
+    `chosen_finished` or `rejected_finished`. Such a response stays behind the generation prompt as it is.
 
     Args:
         tokenizer: with an end-of-sequence token.
@@ -144,14 +145,19 @@ class Encoder:
         head = self._head(prompt, place)
         return _Rendered(
             head,
-            {name: self._turn(prompt, head, name, text, place) for name, text in responses.items()},
+            {
+                name: self._turn(prompt, head, name, text, place, generated=_finished(row, name) is not None)
+                for name, text in responses.items()
+            },
             templated=True,
         )
 
-    def _turn(self, prompt: list[Message], head: str, branch: str, response: Text, place: str) -> str:
+    def _turn(
+        self, prompt: list[Message], head: str, branch: str, response: Text, place: str, *, generated: bool
+    ) -> str:
         """What the template adds to the generation prompt for a response, without what ends the turn."""
-        # What the model itself said after the generation prompt stays as it said it.
-        if branch == "base" and isinstance(response, str):
+        # What a model itself said after the generation prompt stays as it said it.
+        if generated and isinstance(response, str):
             return response
         full = self._apply(prompt + _messages(response, "assistant"), place, add_generation_prompt=False)
         if not full.startswith(head):
@@ -169,9 +175,9 @@ class Encoder:
         end = self._turn_ending[1] if rendered.templated else [self.tokenizer.eos_token_id]
         responses: dict[str, list[int]] = {}
         for name, text in rendered.responses.items():
-            finished = row.base_finished if name == "base" else True
             body = tokens[text]
-            responses[name] = body + end if finished and body[-len(end) :] != end else list(body)
+            cut = _finished(row, name) is False
+            responses[name] = list(body) if cut or body[-len(end) :] == end else body + end
             if not responses[name]:
                 raise InputError("the response has no token", where=f"{place}, column {name!r}")
         return self._fit(prompt, responses)
@@ -263,6 +269,14 @@ class Encoder:
             if token in special:
                 return text, ids[: index + 1]
         return text, [self.tokenizer.eos_token_id]
+
+
+def _finished(row: Preference, branch: str) -> bool | None:
+    """Whether a response that a model generated ended by itself; None for one that nobody says was generated."""
+    if branch == "base":
+        return row.base_finished
+    found = row.columns.get(f"{branch}_finished")
+    return None if found is None else found is not False
 
 
 def _messages(text: Text, role: str) -> list[Message]:

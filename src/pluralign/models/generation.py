@@ -7,7 +7,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,11 +36,16 @@ class Generated:
         text: the decoded tokens, special tokens left out.
         token_ids: the tokens, without end-of-sequence and padding.
         finished: whether the model ended it by itself, with an end-of-sequence token.
+        end: the token that ended it, or None.
+        logps: nats, of `token_ids` and of `end`, under the model as it is (temperature 1, nothing cut away); empty
+            where they were not asked for.
     """
 
     text: str
     token_ids: list[int]
     finished: bool
+    end: int | None = None
+    logps: list[float] = field(default_factory=list)
 
 
 def generate(
@@ -49,9 +54,10 @@ def generate(
     prompts: Sequence[Sequence[int]],
     settings: GenerationConfig,
     *,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     description: str = "generating",
     around: Callable[[list[int]], AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
+    logps: bool = False,
 ) -> list[Generated]:
     """Let a model answer prompts.
 
@@ -65,10 +71,11 @@ def generate(
         tokenizer: the model's own.
         prompts: token ids, none empty.
         settings: see `GenerationConfig`. Where the model's context is too short for them, there are fewer new tokens.
-        seed: of sampling; without effect otherwise.
+        seed: of sampling, one for all or one a prompt; without effect otherwise.
         description: what the progress bar says.
         around: makes the context in which the prompts of the given numbers are answered together, as one that gives
             each of them an adapter of its own.
+        logps: whether the log-probs of what is said are wanted, too: they cost no forward.
 
     Returns:
         One response a prompt, in the prompts' order.
@@ -76,7 +83,9 @@ def generate(
     Raises:
         InputError: a setting is out of its range, or a prompt is empty or leaves no room in the context.
     """
-    made = iterate_generated(model, tokenizer, prompts, settings, seed=seed, description=description, around=around)
+    made = iterate_generated(
+        model, tokenizer, prompts, settings, seed=seed, description=description, around=around, logps=logps
+    )
     responses = dict(made)
     return [responses[index] for index in range(len(prompts))]
 
@@ -87,26 +96,28 @@ def iterate_generated(
     prompts: Sequence[Sequence[int]],
     settings: GenerationConfig,
     *,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     description: str = "generating",
     around: Callable[[list[int]], AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
+    logps: bool = False,
 ) -> Iterator[tuple[int, Generated]]:
-    """`generate`, but as the batches get done: pairs of a prompt's index and its response, longest prompts first.
-
-    `around` makes the context in which the prompts of the given numbers are answered together.
-    """
+    """`generate`, but as the batches get done: pairs of a prompt's index and its response, longest prompts first."""
     check_settings(settings)
     inner = causal_lm(model)
     batches = _batches(inner, prompts, settings)
     ends = end_tokens(inner, tokenizer)
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
     with progress_bar() as progress:
         task = progress.add_task(description, total=len(prompts))
         for indices, limit in batches:
+            recorder = _Recorder() if logps else None
             with _as_asked(inner, tokenizer, ends, limit), around(indices):
-                rows = _generate_batch(inner, [prompts[index] for index in indices], settings, seed)
+                asked, own = [prompts[index] for index in indices], [seeds[index] for index in indices]
+                rows = _generate_batch(inner, asked, settings, own, recorder)
             progress.advance(task, len(indices))
-            for index, tokens in zip(indices, rows, strict=True):
-                yield index, _response(tokenizer, tokens, ends)
+            said = recorder.logps(rows) if recorder else [[] for _ in rows]
+            for index, tokens, values in zip(indices, rows, said, strict=True):
+                yield index, _response(tokenizer, tokens, ends, values)
 
 
 def check_settings(settings: GenerationConfig) -> None:
@@ -191,7 +202,13 @@ def _as_asked(model: Any, tokenizer: Any, ends: list[int], limit: int) -> Iterat
 
 
 @torch.no_grad()
-def _generate_batch(model: Any, prompts: list[Sequence[int]], settings: GenerationConfig, seed: int) -> list[list[int]]:
+def _generate_batch(
+    model: Any,
+    prompts: list[Sequence[int]],
+    settings: GenerationConfig,
+    seeds: Sequence[int],
+    recorder: _Recorder | None,
+) -> list[list[int]]:
     """New tokens of each prompt, with whatever follows an end token."""
     width = max(map(len, prompts))
     input_ids = torch.full((len(prompts), width), model.generation_config.pad_token_id)
@@ -204,20 +221,47 @@ def _generate_batch(model: Any, prompts: list[Sequence[int]], settings: Generati
     if "position_ids" in inspect.signature(model.forward).parameters:
         # Padding takes position 0; it is masked, and the position only has to exist.
         inputs["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    processors = _sampling(prompts, width, settings, seed) if settings.do_sample else LogitsProcessorList()
+    processors = _sampling(prompts, width, settings, seeds) if settings.do_sample else LogitsProcessorList()
+    if recorder is not None:
+        # First of all: what the model says before anything is cut away.
+        processors.insert(0, recorder)
     moved = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     output = model.generate(**moved, logits_processor=processors)
     return output[:, width:].tolist()
 
 
-def _response(tokenizer: Any, tokens: list[int], ends: list[int]) -> Generated:
+def _response(tokenizer: Any, tokens: list[int], ends: list[int], logps: list[float]) -> Generated:
     stop = next((at for at, token in enumerate(tokens) if token in ends), None)
     kept = tokens if stop is None else tokens[:stop]
     text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Generated(text, kept, finished=stop is not None)
+    end = None if stop is None else tokens[stop]
+    # Behind the end stands padding.
+    return Generated(text, kept, stop is not None, end, logps if stop is None else logps[: stop + 1])
 
 
-def _sampling(prompts: list[Sequence[int]], width: int, settings: GenerationConfig, seed: int) -> LogitsProcessorList:
+class _Recorder(LogitsProcessor):
+    """Notes how likely the model found every token that was then drawn; changes nothing."""
+
+    def __init__(self) -> None:
+        self._last: Tensor | None = None
+        self._found: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self._last is not None:
+            self._found.append(self._last.gather(1, input_ids[:, -1:]))
+        self._last = scores.float().log_softmax(-1)
+        return scores
+
+    def logps(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Of every new token of each row, padding included."""
+        assert self._last is not None
+        last = torch.tensor([tokens[-1] for tokens in rows], device=self._last.device)
+        return torch.cat([*self._found, self._last.gather(1, last[:, None])], 1).tolist()
+
+
+def _sampling(
+    prompts: list[Sequence[int]], width: int, settings: GenerationConfig, seeds: Sequence[int]
+) -> LogitsProcessorList:
     """Temperature, top-k, top-p, then the draw itself."""
     processors = LogitsProcessorList()
     if settings.temperature != 1.0:
@@ -226,7 +270,7 @@ def _sampling(prompts: list[Sequence[int]], width: int, settings: GenerationConf
         processors.append(TopKLogitsWarper(settings.top_k))
     if settings.top_p < 1.0:
         processors.append(TopPLogitsWarper(float(settings.top_p)))
-    processors.append(_Draw(prompts, width, settings.max_new_tokens, seed))
+    processors.append(_Draw(prompts, width, settings.max_new_tokens, seeds))
     return processors
 
 
@@ -236,11 +280,14 @@ class _Draw(LogitsProcessor):
     Sampling inside `generate` draws all rows from one global stream: a response would depend on its neighbours.
     """
 
-    def __init__(self, prompts: list[Sequence[int]], width: int, steps: int, seed: int) -> None:
+    def __init__(self, prompts: list[Sequence[int]], width: int, steps: int, seeds: Sequence[int]) -> None:
         self.width = width
         # 24 random bits: below 1 by more than float64 rounds, so that the draw never lands past the last token.
         self.numbers = torch.stack(
-            [torch.from_numpy(_stream(prompt, seed).random(steps, np.float32)) for prompt in prompts]
+            [
+                torch.from_numpy(_stream(prompt, seed).random(steps, np.float32))
+                for prompt, seed in zip(prompts, seeds, strict=True)
+            ]
         )
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from pluralign.objectives.anchors import base_anchor, chosen_anchor
 from pluralign.objectives.composition import Losses, Objective, Weighed
 from pluralign.objectives.contrast import contrast_loss, diagonal_contrast_loss, semantic_weights
+from pluralign.objectives.extrapolation import extrapolate_logps, theorem_coefficients
 from pluralign.objectives.group_weights import (
     example_weights,
     group_coefficients,
@@ -33,6 +34,7 @@ __all__ = [
     "contrast_loss",
     "diagonal_contrast_loss",
     "example_weights",
+    "extrapolate_logps",
     "group_coefficients",
     "group_losses",
     "group_scales",
@@ -47,6 +49,7 @@ __all__ = [
     "sigmoid_loss",
     "simpo_loss",
     "sppo_hard_loss",
+    "theorem_coefficients",
     "trust_region_widths",
     "update_group_weights",
 ]

@@ -30,12 +30,18 @@ def read_prompts(given: str | list[str], *, key: str = GIVEN) -> list[Preference
         rows = _rows_of_file(item) if _is_file(item) else iter([(Place(key, number), {"prompt": item})])
         for place, row in rows:
             try:
-                prompts.append(Preference(read_prompt(row), None, None, place=place))
+                prompts.append(Preference(read_prompt(row), None, None, user=_user(row), place=place))
             except BadRow as bad:
                 raise InputError(str(bad.at(place))) from None
     if not prompts:
         raise InputError("no prompt is given", fix=f"Name one, or a file of them, with {key}.")
     return prompts
+
+
+def _user(row: Row) -> str | None:
+    """Whose prompt it is, where a table says so."""
+    user = row.get("user")
+    return user if isinstance(user, str) and user else None
 
 
 def _is_file(item: str) -> bool:

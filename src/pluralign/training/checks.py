@@ -25,10 +25,10 @@ def check_seats(config: TrainConfig) -> None:
     check_identities(config.conditioning, config.evaluation)
     check_weighting(config)
     Conditioner(config.conditioning)
-    if config.reference.ema is not None and config.reference.compute == "forward":
+    if config.reference.ema is not None and config.reference.compute != "cached":
         raise InputError(
-            f"reference.ema is {config.reference.ema} and reference.compute is forward",
-            fix="The forward leaves the adapter out, and the reference follows it: take cached.",
+            f"reference.ema is {config.reference.ema} and reference.compute is {config.reference.compute}",
+            fix="The reference follows the adapter, and is neither the base's nor the table's: take cached.",
         )
     if parameters.kind == "full" and parameters.per != "none":
         raise InputError(

@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pluralign.config import TrainConfig, WeightingConfig
+from pluralign.config import TrainConfig
 from pluralign.errors import InputError
 from pluralign.models.encoding import Encoder
+from pluralign.models.table_references import table_reference_fault
 from pluralign.objectives import Objective
 from pluralign.preferences import Preference, Preferences
 from pluralign.training.weighting import row_fault, row_weight
@@ -69,7 +70,7 @@ def take_census(
     per, column = config.parameters.per, config.weighting.column
     _check_columns(config, training)
     census = Census(problems=[str(problem) for problem in (*training.problems, *held_out.problems)])
-    faults, census.cuts = _faults([*training, *held_out], objective, encoder, config.weighting)
+    faults, census.cuts = _faults([*training, *held_out], objective, encoder, config)
     census.problems += faults.values()
     census.held_out = [row for row in held_out if id(row) not in faults]
     validated = held_out.by(per)
@@ -119,12 +120,15 @@ def _check_columns(config: TrainConfig, training: Preferences) -> None:
 
 
 def _faults(
-    rows: Sequence[Preference], objective: Objective, encoder: Encoder, weighting: WeightingConfig
+    rows: Sequence[Preference], objective: Objective, encoder: Encoder, config: TrainConfig
 ) -> tuple[dict[int, str], list[tuple[str, ...]]]:
     """Id of a row object -> why it cannot be used; and what is cut of each of the others."""
     found = {id(row): reason for row in rows if (reason := _lacks(row, objective))}
+    brings = objective.needs_reference and config.reference.compute == "table"
     for row in rows:
-        if fault := row_fault(row, weighting):
+        if fault := row_fault(row, config.weighting):
+            found.setdefault(id(row), fault)
+        if brings and (fault := table_reference_fault(row)):
             found.setdefault(id(row), fault)
     rest = [row for row in rows if id(row) not in found]
     branches, cuts = objective.branches, list[tuple[str, ...]]()

@@ -48,6 +48,7 @@ CONTENTS = {
     "parameters.start": "start_hash",
     "loss.contrast.embeddings": "embeddings_hash",
     "reference.models": "references_hash",
+    "pairs.prompts": "prompts_hash",
 }
 """Key of the configuration that names files -> under which name a run's `made_with` has the hash of their content."""
 

@@ -80,7 +80,7 @@ def _check(config: TrainConfig) -> None:
             f"{stage}, and parameters.per is {config.parameters.per}, kind {config.parameters.kind}",
             fix="The first stage is of one adapter for all: take per none and kind lora.",
         )
-    if config.reference.compute == "forward" or config.reference.ema is not None:
+    if config.reference.compute != "cached" or config.reference.ema is not None:
         raise InputError(
             f"{stage}, and the reference is computed in every step",
             fix="The method is compared with the first stage: leave reference.compute and reference.ema as they are.",

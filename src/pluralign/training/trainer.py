@@ -67,7 +67,7 @@ class PreferenceTrainer(Trainer):
         train_dataset: AnchoredDataset,
         data_collator: PreferenceCollator,
         eval_dataset: AnchoredDataset | None = None,
-        reference: Literal["cached", "forward"] = "cached",
+        reference: Literal["cached", "forward", "table"] = "cached",
         ema: float | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
@@ -179,7 +179,7 @@ class PreferenceTrainer(Trainer):
             # The base's own response is compared with what the base says of it, whoever the reference is.
             known = inputs["reference"].get("base")
             return {**self.moving.forward(inputs["responses"]), **({} if known is None else {"base": known})}
-        if self.reference == "cached":
+        if self.reference != "forward":
             given: Reference = inputs["reference"]
             return given
         # Before the policy's forward: leaving the adapter out and taking it in again may not fall between a forward and

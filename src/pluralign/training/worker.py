@@ -24,6 +24,7 @@ from pluralign.models.layout import choose_layout
 from pluralign.models.matmul import warn_of_slow_bfloat16
 from pluralign.models.references import reference_logps
 from pluralign.models.rows import Layout
+from pluralign.models.table_references import with_table_references
 from pluralign.objectives import Objective
 from pluralign.training.arguments import local_device
 from pluralign.training.bank import BankPopulation
@@ -86,10 +87,10 @@ class Worker:
 
     @property
     def caches_references(self) -> bool:
-        """Whether training takes reference log-probs from the cache."""
+        """Whether training takes reference log-probs from the cache or the table."""
         if self.config.reference.ema is not None:
             return self.config.anchor.base.weight > 0
-        return self.objective.needs_reference and self.config.reference.compute == "cached"
+        return self.objective.needs_reference and self.config.reference.compute != "forward"
 
     @property
     def runs_reference(self) -> bool:
@@ -195,6 +196,8 @@ class Worker:
     def _with_references(self, rows: Sequence[Anchored]) -> list[Anchored]:
         config, given = self.config.reference, self.given
         with self.precision():
+            if config.compute == "table":
+                return with_table_references(self.base, rows, self.cache, layout=self.layout)
             if uses_given(config):
                 parts = (config, given.references, given.scores, self.cache)
                 compared = compare_rows(self.base, rows, *parts, layout=self.layout)

@@ -46,7 +46,7 @@ class Forwards:
         bank: with everybody's adapter.
         objective: losses per example; where it may couple examples, it is called once a unit.
         collator: makes batches.
-        reference: `cached`, or `forward` for rows of the bare base in the same forward.
+        reference: `forward` for rows of the bare base in the same forward; else the batch brings it along.
         tokens: of one forward, padding included.
         autocast: makes the context of mixed precision.
     """
@@ -57,7 +57,7 @@ class Forwards:
         objective: Objective,
         collator: PreferenceCollator,
         *,
-        reference: Literal["cached", "forward"],
+        reference: Literal["cached", "forward", "table"],
         tokens: int,
         autocast: torch.dtype | None,
     ) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from pluralign.errors import PersonError
+from pluralign.models.anchored_table import Anchored
 from pluralign.training.bank.schedule import Schedule
 from pluralign.training.batches import AnchoredDataset, Example
 from pluralign.training.callbacks import CheckpointFlow
@@ -93,10 +95,35 @@ class Learner:
         self._notify("on_train_begin")
         self.control.should_evaluate = bool(self.arguments.eval_on_start and self.state.global_step == 0)
 
+    def enter(self, rows: Sequence[Anchored], weighting: Weighting, *, first: int, epochs_before: int) -> None:
+        """Learn from other rows from here on.
+
+        Args:
+            rows: at least one.
+            weighting: what they count.
+            first: the step that takes the first of them.
+            epochs_before: passes over earlier rows.
+        """
+        self.dataset = AnchoredDataset(rows, weighting)
+        self.schedule = replace(
+            self.schedule, rows=len(rows), draw=self.dataset.draw, first=first, epochs_before=epochs_before
+        )
+
+    def skip_to(self, step: int) -> None:
+        """Count steps as made that there was nothing to learn in; the learning rate goes on as planned."""
+        self.state.global_step = step
+        # Schedules are functions of the step.
+        self.scheduler.last_epoch = step - 1
+        self.scheduler._step_count = step
+        with warnings.catch_warnings():
+            # It takes a step of the schedule without one of the optimiser for a mistake.
+            warnings.simplefilter("ignore")
+            self.scheduler.step()
+
     def take(self) -> list[list[Example]]:
         """The examples of the coming step, by batch."""
         step = self.state.global_step
-        if step % self.schedule.steps_per_epoch == 0:
+        if self.schedule.ends_epoch(step):
             self._notify("on_epoch_begin")
         self._notify("on_step_begin")
         return [[self.dataset[number] for number in batch] for batch in self.schedule.batches(step)]

@@ -177,7 +177,6 @@ class BankPopulation:
                 self._finish(learner)
 
     def _learner(self, slot: int, user: str, rows: Rows) -> Learner:
-        seed = person_seed(self.config.seed, user)
         assert self.bank.grads is not None
         return Learner(
             user,
@@ -185,15 +184,18 @@ class BankPopulation:
             rows,
             adapter=self.bank.matrix[slot],
             grad=self.bank.grads[slot],
-            arguments=personal_arguments(
-                self.arguments,
-                folder=self.folder.state(user),
-                seed=seed,
-                user=user,
-                has_held_out=bool(rows.held_out),
-            ),
+            arguments=self._arguments_of(user, has_held_out=bool(rows.held_out)),
             callbacks=self._callbacks(user, has_held_out=bool(rows.held_out)),
             weighting=rows.weighting(self.config.weighting, self.objective),
+        )
+
+    def _arguments_of(self, user: str, *, has_held_out: bool) -> TrainingArguments:
+        return personal_arguments(
+            self.arguments,
+            folder=self.folder.state(user),
+            seed=person_seed(self.config.seed, user),
+            user=user,
+            has_held_out=has_held_out,
         )
 
     def _callbacks(self, user: str, *, has_held_out: bool) -> list[TrainerCallback]:

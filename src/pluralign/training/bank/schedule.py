@@ -24,6 +24,8 @@ class Schedule:
         seed: of the order, another one every epoch; None keeps the table's.
         max_steps: optimiser steps in all.
         draw: how an epoch draws its rows.
+        first: step that these rows are taken from on; before it were others.
+        epochs_before: epochs over those.
     """
 
     rows: int
@@ -32,6 +34,8 @@ class Schedule:
     seed: int | None
     max_steps: int
     draw: Draw = field(default_factory=Draw)
+    first: int = 0
+    epochs_before: int = 0
     # Of one epoch at a time: all of a large group would be many numbers.
     _order: tuple[int, list[int]] = field(default=(-1, []), init=False, repr=False, compare=False)
 
@@ -52,17 +56,18 @@ class Schedule:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of an epoch."""
-        return math.ceil(self.batches_per_epoch / self.accumulation)
+        """Optimiser steps of an epoch, at least 1."""
+        return max(1, math.ceil(self.batches_per_epoch / self.accumulation))
 
     @property
     def epochs(self) -> int:
         """Epochs that are begun."""
-        return math.ceil(self.max_steps / self.steps_per_epoch)
+        return self.epochs_before + math.ceil((self.max_steps - self.first) / self.steps_per_epoch)
 
     def batches(self, step: int) -> list[list[int]]:
         """Row numbers of each batch of a step (from 0)."""
-        epoch, within = divmod(step, self.steps_per_epoch)
+        epoch, within = divmod(step - self.first, self.steps_per_epoch)
+        epoch += self.epochs_before
         if self._order[0] != epoch:
             self._order = epoch, list(EpochSampler(self.rows, seed=self.seed, epoch=lambda: epoch, draw=self.draw))
         order = self._order[1]
@@ -73,9 +78,10 @@ class Schedule:
 
     def epochs_done(self, steps: int) -> float:
         """Epochs after so many steps, as the Trainer counts them."""
-        epoch, within = divmod(steps - 1, self.steps_per_epoch)
-        return epoch + min((within + 1) * self.accumulation, self.batches_per_epoch) / self.batches_per_epoch
+        epoch, within = divmod(steps - self.first - 1, self.steps_per_epoch)
+        batches = min((within + 1) * self.accumulation, self.batches_per_epoch)
+        return self.epochs_before + epoch + batches / self.batches_per_epoch
 
     def ends_epoch(self, steps: int) -> bool:
         """Whether an epoch is over after so many steps."""
-        return steps % self.steps_per_epoch == 0
+        return (steps - self.first) % self.steps_per_epoch == 0

@@ -1,0 +1,64 @@
+"""What `pluralign online` is given, beside what `pluralign train` takes: where comparisons come from.
+
+No torch here: help and error messages must not pay for it. Each key's help is the docstring below it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pluralign.annotation import AnnotatorConfig
+from pluralign.config import TrainConfig
+from pluralign.seats import GenerationConfig, ReferenceConfig
+
+
+@dataclass
+class OnlineReferenceConfig(ReferenceConfig):
+    """What the policy is compared with."""
+
+    policy: Literal["behavior", "fixed", "periodic", "ema", "given"] = "behavior"
+    """The policy that sampled the pair; the base; the policy as it was some phases ago (`every`); one that follows it
+    (`ema`, moved after every phase); or those of `models`."""
+    every: int = 2
+    """Phases between two moves of a `periodic` reference, >= 1."""
+
+
+@dataclass
+class SampledPairsConfig:
+    """Where comparisons come from: responses that people's own policies sample, in phases, labelled by an annotator."""
+
+    prompts: str | list[str] = field(default_factory=list)
+    """Files of prompts (a table with `prompt`, and `user` where a prompt is one person's), or prompts; by default those
+    of `data`, of each person, less what is held out."""
+    phases: int | Literal["every_step"] = 2
+    """Sampling phases F, >= 1: 1 samples everything before the first step, `every_step` anew for each."""
+    responses: int = 2
+    """Responses to a prompt, >= 2."""
+    form: Literal["best_worst", "all", "sampled"] = "best_worst"
+    """Pairs of them: the best and the worst; every two that differ; or the only two (`responses: 2`)."""
+    budget: int | None = None
+    """Prompts a person's responses are annotated to, over all phases; by default each prompt once."""
+    generation: GenerationConfig = field(default_factory=lambda: GenerationConfig(do_sample=True))
+
+
+@dataclass
+class ExtrapolationConfig:
+    """A step beyond what an iteration learned, before the next one samples (APO)."""
+
+    alpha: float = 0.0
+    """How far, in units of what it learned; 0 is off."""
+
+
+@dataclass
+class OnlineConfig(TrainConfig):
+    """`pluralign online`: one adapter a person, from responses that the policies sample and an annotator labels."""
+
+    method: str = "bpo"
+    """A preset (bpo, apo, online-dpo, iterative-dpo, or any of `train`) or a YAML file of yours."""
+    output_dir: str = "runs/online"
+    """Folder of the results; one of another run is never overwritten without `overwrite`."""
+    reference: OnlineReferenceConfig = field(default_factory=OnlineReferenceConfig)
+    pairs: SampledPairsConfig = field(default_factory=SampledPairsConfig)
+    annotator: AnnotatorConfig = field(default_factory=AnnotatorConfig)
+    extrapolation: ExtrapolationConfig = field(default_factory=ExtrapolationConfig)

@@ -1,0 +1,159 @@
+"""What people's own policies say to their prompts, and how likely they found it: sampled in batches of everybody's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from pluralign.config import GenerationConfig
+from pluralign.models.bank import LoraBank
+from pluralign.models.encoding import Encoded, Encoder
+from pluralign.models.generation import Generated, generate
+from pluralign.models.rows import Layout
+from pluralign.models.scoring import Forward, Request, score_owned
+from pluralign.preferences.schema import Preference
+from pluralign.training.online.files import Candidates, Response
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt for one policy.
+
+    Attributes:
+        row: unique in the run.
+        owner: whose policy.
+        slot: of it, in the bank.
+        version: optimiser steps it has made.
+        source: the row whose prompt it is.
+    """
+
+    row: str
+    owner: str
+    slot: int
+    version: int
+    source: Preference
+
+
+def sample(
+    bank: LoraBank,
+    encoder: Encoder,
+    layout: Layout,
+    asked: Sequence[Asked],
+    settings: GenerationConfig,
+    *,
+    responses: int,
+    seed: int,
+) -> list[Candidates]:
+    """Let every policy answer its prompts.
+
+    What is drawn follows from the seed, the row and the number of the response alone. Log-probs are noted while the
+    response is made; only where its text is tokenized in another way than it was drawn they are asked for again, of
+    the tokens that training will see.
+
+    Args:
+        bank: attached to its base, with everybody's adapter.
+        encoder: of the base.
+        layout: of `choose_layout`.
+        asked: at least one.
+        settings: of sampling.
+        responses: to each prompt.
+        seed: of the run.
+
+    Raises:
+        InputError: a prompt fills the context; names its number.
+    """
+    base = bank.base
+    prompts = encoder.prompts_ids([one.source.prompt for one in asked])
+    slots = [one.slot for one in asked for _ in range(responses)]
+    with torch.no_grad():
+        said = generate(
+            base.model,
+            base.tokenizer,
+            [prompt for prompt in prompts for _ in range(responses)],
+            settings,
+            seed=[_seed(seed, one.row, number) for one in asked for number in range(responses)],
+            description="sampling",
+            around=lambda numbers: bank.rows(torch.tensor([slots[number] for number in numbers])),
+            logps=True,
+        )
+    drawn = [
+        (one, prompt, made) for (one, prompt), made in zip(_repeated(asked, prompts, responses), said, strict=True)
+    ]
+    found = _responses(bank, encoder, layout, drawn)
+    return [
+        Candidates(
+            one.row,
+            one.owner,
+            one.source.user,
+            one.source.prompt,
+            one.version,
+            tuple(found[number * responses : (number + 1) * responses]),
+        )
+        for number, one in enumerate(asked)
+    ]
+
+
+def score_pairs(
+    bank: LoraBank, layout: Layout, owned: Mapping[int, Sequence[Encoded]]
+) -> dict[int, list[dict[str, float]]]:
+    """Log-probs of encoded rows under the adapters that stand in the bank.
+
+    Args:
+        bank: attached to its base.
+        layout: of `choose_layout`.
+        owned: slot -> rows.
+
+    Returns:
+        Slot -> for each row, branch -> log-prob summed over the response's tokens, nats.
+    """
+    requests = {
+        slot: [_request(row, ids) for row in rows for ids in row.response_ids.values()] for slot, rows in owned.items()
+    }
+    forward = Forward.of(bank.base, layout)
+    with torch.no_grad():
+        scores = score_owned(bank.base.model, requests, forward, lambda slots: bank.rows(torch.tensor(slots)))
+    return {
+        slot: [{name: scores[slot][_request(row, ids)] for name, ids in row.response_ids.items()} for row in rows]
+        for slot, rows in owned.items()
+    }
+
+
+def _repeated(asked: Sequence[Asked], prompts: Sequence[list[int]], responses: int) -> list[tuple[Asked, list[int]]]:
+    return [pair for pair in zip(asked, prompts, strict=True) for _ in range(responses)]
+
+
+def _responses(
+    bank: LoraBank, encoder: Encoder, layout: Layout, drawn: Sequence[tuple[Asked, list[int], Generated]]
+) -> list[Response]:
+    # Where nothing but special tokens were drawn, the text is that of a response that ends at once.
+    finished = [made.finished or not made.text for _, _, made in drawn]
+    rows = [
+        replace(one.source, chosen=made.text, columns={"chosen_finished": ended})
+        for (one, _, made), ended in zip(drawn, finished, strict=True)
+    ]
+    encoded = encoder.encode_many(rows, ("chosen",))
+    logps: list[float | None] = []
+    again: dict[int, list[Encoded]] = {}
+    for (one, prompt, made), row in zip(drawn, encoded, strict=True):
+        tokens = made.token_ids + ([] if made.end is None else [made.end])
+        same = row.prompt_ids == prompt and row.response_ids["chosen"] == tokens
+        logps.append(sum(made.logps) if same else None)
+        if not same:
+            again.setdefault(one.slot, []).append(row)
+    scored = {slot: iter(rows) for slot, rows in score_pairs(bank, layout, again).items()} if again else {}
+    return [
+        Response(made.text, ended, next(scored[one.slot])["chosen"] if logp is None else logp)
+        for (one, _, made), ended, logp in zip(drawn, finished, logps, strict=True)
+    ]
+
+
+def _request(row: Encoded, ids: Sequence[int]) -> Request:
+    return tuple(row.prompt_ids), tuple(ids)
+
+
+def _seed(seed: int, row: str, number: int) -> int:
+    content = f"{seed}\0{row}\0{number}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(content).digest()[:4], "big") >> 1
