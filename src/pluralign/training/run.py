@@ -195,6 +195,8 @@ class Run:
             standing = Standing.NEW
         if standing is not Standing.NEW and not self.folder.check_contents(config, self._contents()):
             standing = Standing.NEW
+        if standing is Standing.SAME and not self._is_as_begun():
+            standing = Standing.NEW
         record = Record(self.folder, config.parameters.kind, hashes=hashes, writes=self.arguments.should_save)
         growth = plan_growth(config, self.folder, record, census, data_hash=digest, standing=standing)
         works = bool(growth.people) or standing is not Standing.SAME or self.folder.unfinished() is not None
@@ -203,6 +205,14 @@ class Run:
     def _contents(self) -> dict[str, str | None]:
         """Of the files beside the table: key of the configuration -> hash."""
         return {"anchor.base.prompts": self.anchor_prompts.digest, **self.worker.given.digests}
+
+    def _is_as_begun(self) -> bool:
+        """Whether what only some kinds of runs are made of is as the folder's run was begun with.
+
+        Raises:
+            InputError: it is not, and `overwrite` is not set.
+        """
+        return True
 
     def _train_people(self, census: Census, growth: Growth, record: Record, *, on_cluster: bool) -> None:
         config, people = self.config, {person.user: person for person in census.people}

@@ -36,7 +36,11 @@ from pluralign.versions import versions
 SCHEMA_VERSION = 1
 CONFIG_FILE = "config.yaml"
 UNFINISHED_FILE = "unfinished.json"
-_RESULTS = (CONFIG_FILE, UNFINISHED_FILE, "adapters", "model", "state", "metrics.jsonl", "evaluation.json")
+ONLINE_FILE, PHASES = "online.yaml", "phases"
+_RESULTS = (
+    *(CONFIG_FILE, ONLINE_FILE, UNFINISHED_FILE),
+    *("adapters", "model", "state", PHASES, "metrics.jsonl", "evaluation.json"),
+)
 _NOT_THE_RUN = ("output_dir", "overwrite", "update", "plan", "device", "cache_dir", "training.report_to")
 """Keys that may differ between two calls of the same run: places, devices, who is told, who is trained again."""
 _WHERE_THE_DATA_IS = ("data.path", "data.source", "data.split", "data.revision", "anchor.base.prompts")

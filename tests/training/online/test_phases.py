@@ -200,7 +200,8 @@ def test_what_an_annotator_may_not_say_is_named(
 def test_who_has_only_ties_or_abstentions_gets_nothing_and_is_named(make_rows: Make, make_online: Make) -> None:
     undecided = Saying(lambda one: Verdict(tie=True) if one.user == "a" else Verdict(ranking=(1, 0)))
     config = make_online(make_rows("ab"))
-    result = online(config, undecided)
+    with pytest.warns(UserWarning, match=r"of 18 prompts \d+ gave no pair"):
+        result = online(config, undecided)
     assert list(result.adapters) == ["b"] and "none of 9 prompts gave a pair" in result.skipped["a"]
 
 
@@ -224,6 +225,19 @@ def test_settings_that_cannot_be_are_named(
     with pytest.raises(InputError, match=message):
         online(config, counting())
     assert not Path(config.output_dir).exists()
+
+
+def test_overwriting_begins_anew_with_samples_of_its_own(
+    make_rows: Make, make_online: Make, counting: Any, weights: Weights
+) -> None:
+    rows = make_rows("a", pairs=16)
+    config = make_online(rows, "again", pairs={"phases": 2})
+    online(config, counting())
+    other = replace(config, pairs=replace(config.pairs, phases=1), overwrite=True)
+    found = adapters(online(other, counting()), weights)
+    assert [place.name for place in (Path(config.output_dir) / "phases").iterdir()] == ["0000"]
+    fresh = make_online(rows, "fresh", pairs={"phases": 1})
+    assert same(found, adapters(online(fresh, counting()), weights))
 
 
 def test_prompts_of_a_file_are_asked_and_may_not_change_in_between(

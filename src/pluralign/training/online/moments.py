@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pluralign.errors import InputError
 from pluralign.storage import read_json, staged_file, write_json
+from pluralign.training.runs import PHASES
 
 SCHEMA_VERSION = 1
 
@@ -49,7 +50,7 @@ class Moments:
 
     def files(self, part: int, phase: int) -> tuple[Path, Path, Path]:
         """Candidates, verdicts and pairs of a cohort's phase."""
-        place = self.folder / "phases" / f"{phase:04d}"
+        place = self.folder / PHASES / f"{phase:04d}"
         names = ("candidates", "verdicts", "pairs")
         candidates, verdicts, pairs = (place / f"{name}-{part:04d}.jsonl" for name in names)
         return candidates, verdicts, pairs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -20,14 +21,14 @@ from pluralign.seats import ReferenceConfig
 from pluralign.storage import write_text
 from pluralign.training.checkpoints import full_disk_explained
 from pluralign.training.growth import Growth
+from pluralign.training.online.files import read_candidates, read_pairs
 from pluralign.training.online.plan import check_pairs, plan
 from pluralign.training.online.population import OnlinePopulation, is_own_past, warn_of_inert_reference
 from pluralign.training.people import Census, Person
 from pluralign.training.record import Record
 from pluralign.training.run import Prepared, Run, TrainResult
-from pluralign.training.runs import Standing
+from pluralign.training.runs import ONLINE_FILE, PHASES, Standing
 
-ONLINE_FILE = "online.yaml"
 _OWN = ("pairs", "annotator", "extrapolation")
 """Groups of the configuration that `train` does not have."""
 _MAY_DIFFER = (
@@ -98,17 +99,21 @@ class OnlineRun(Run):
                 where=str(self.folder.path),
                 fix="Name another output_dir: phases that are over are not sampled for anew.",
             )
-        if found.standing is Standing.SAME:
-            self._check_same()
         self.plans = plan(self._asked(found.census), self.online.pairs, self.arguments, self.config.seed)
         warn_of_inert_reference(self.online, self.plans)
         return found
 
     def _train_people(self, census: Census, growth: Growth, record: Record, *, on_cluster: bool) -> None:
         order = [person.user for person in census.people]
-        if not growth.people and self.folder.unfinished() is None:
-            return
-        self._keep_configuration()
+        record.skipped = {**census.skipped, **record.skipped}
+        if growth.people:
+            self._keep_configuration()
+            self._train_phases(record)
+        shutil.rmtree(self.folder.path / "state", ignore_errors=True)
+        record.arrange(order)
+        record.write_index()
+
+    def _train_phases(self, record: Record) -> None:
         worker = self.worker
         if is_own_past(self.online):
             # The rows that are learned bring along what they are compared with; those of the table never did.
@@ -127,11 +132,23 @@ class OnlineRun(Run):
             anchor=worker.anchor,
             starts=worker.given.starts,
         )
-        record.skipped = {**census.skipped, **record.skipped}
         population.train_phases(self.plans)
-        shutil.rmtree(self.folder.path / "state", ignore_errors=True)
-        record.arrange(order)
-        record.write_index()
+        self._warn_of_losses()
+
+    def _warn_of_losses(self) -> None:
+        """Say how many prompts gave no pair, and what an annotator said that could not be read."""
+        place = self.folder.path / PHASES
+        asked = sum(len(read_candidates(path)) for path in place.glob("*/candidates-*.jsonl"))
+        paired = sum(len({pair.row for pair in read_pairs(path)}) for path in place.glob("*/pairs-*.jsonl"))
+        if paired < asked:
+            warnings.warn(
+                f"of {asked} prompts {asked - paired} gave no pair: responses that were the same or tied, or an "
+                f"annotator that abstained ({place}/*/verdicts-*.jsonl)",
+                stacklevel=2,
+            )
+        unread = getattr(getattr(self.annotator, "counts", None), "unparsable", 0)
+        if unread:
+            warnings.warn(f"{unread} answers of the annotator {self.annotator.name} could not be read", stacklevel=2)
 
     def _contents(self) -> dict[str, str | None]:
         digest = data_hash(Preferences(self.prompts)) if self.prompts else None
@@ -149,8 +166,7 @@ class OnlineRun(Run):
             found.append(replace(person, train=[*own, *(row for row in person.train if not _has_pair(row))]))
         return found
 
-    def _check_same(self) -> None:
-        """Raise where the run that is there was begun with other phases or another annotator."""
+    def _is_as_begun(self) -> bool:
         path = self.folder.path / ONLINE_FILE
         there = flat(read_yaml(path)) if path.exists() else {}
         here = flat(_own_keys(self.online))
@@ -161,12 +177,12 @@ class OnlineRun(Run):
                 where=str(self.folder.path),
                 fix="Name another output_dir, or set --overwrite to replace it.",
             )
+        return not differing
 
     def _keep_configuration(self) -> None:
         """Write the whole configuration beside the part that `evaluate` and `generate` read."""
         path = self.folder.path / ONLINE_FILE
         if not path.exists():
-            shutil.rmtree(self.folder.path / "phases", ignore_errors=True)
             write_text(path, as_yaml(self.online))
 
 
