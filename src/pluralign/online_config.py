@@ -25,6 +25,30 @@ class OnlineReferenceConfig(ReferenceConfig):
 
 
 @dataclass
+class ServerConfig:
+    """An OpenAI-compatible server that loads adapters while it runs (vLLM's protocol) and answers with them."""
+
+    url: str = ""
+    """Base address, as `http://localhost:8000/v1`; by default responses are generated in this process."""
+    model: str = ""
+    """Name of the base there; by default the one it has here (`model`)."""
+    adapters: str = ""
+    """Folder that adapters are written to, under the path by which the server sees it, too; by default `state/served`
+    of the run."""
+    adapters_at_once: int = 1
+    """People whose adapters are on the server at a time, >= 1: as many as it computes with side by side (vLLM's
+    `--max-loras`, 1 where it is not said)."""
+    key_variable: str = "VLLM_API_KEY"
+    """Environment variable with the key; it is written nowhere. Unset, no key is sent."""
+    requests_at_once: int = 32
+    """Requests in flight, >= 1."""
+    retries: int = 4
+    """Further tries of a request that failed, stalled or was refused for load, with growing pauses."""
+    timeout: float = 300.0
+    """Seconds until a request counts as stalled; waiting in the server's queue counts."""
+
+
+@dataclass
 class SampledPairsConfig:
     """Where comparisons come from: responses that people's own policies sample, in phases, labelled by an annotator."""
 
@@ -40,6 +64,7 @@ class SampledPairsConfig:
     budget: int | None = None
     """Prompts a person's responses are annotated to, over all phases; by default each prompt once."""
     generation: GenerationConfig = field(default_factory=lambda: GenerationConfig(do_sample=True))
+    server: ServerConfig = field(default_factory=ServerConfig)
 
 
 @dataclass

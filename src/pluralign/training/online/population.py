@@ -39,7 +39,7 @@ from pluralign.training.online.files import (
 from pluralign.training.online.labelling import annotate, pairs_of_verdicts
 from pluralign.training.online.moments import Moment, Moments
 from pluralign.training.online.plan import PersonPlan, Phase
-from pluralign.training.online.sampling import Asked, sample, score_pairs
+from pluralign.training.online.sampling import Asked, Generator, sample, score_pairs
 from pluralign.training.people import Person, person_seed
 from pluralign.training.record import Record, Rows
 from pluralign.training.runs import RunFolder
@@ -71,6 +71,7 @@ class OnlinePopulation(BankPopulation):
         encoder: of the base.
         anchor: makes anchored rows.
         starts: what people begin with.
+        generator: lets policies speak.
     """
 
     def __init__(
@@ -88,9 +89,11 @@ class OnlinePopulation(BankPopulation):
         encoder: Encoder,
         anchor: Anchor,
         starts: Starts,
+        generator: Generator,
     ) -> None:
         super().__init__(config, base, objective, arguments, folder, layout, record, starts=starts)
         self.online, self.annotator, self.encoder, self.anchor = online, annotator, encoder, anchor
+        self.generator = generator
         self.moments = Moments(folder.path)
         self.plans: dict[str, PersonPlan] = {}
         # Whoever is in the cohort and not through; `learners` are those of them who have a step to make.
@@ -208,6 +211,7 @@ class OnlinePopulation(BankPopulation):
             self.online.pairs.generation,
             responses=self.online.pairs.responses,
             seed=self.config.seed,
+            generator=self.generator,
         )
 
     def _with_references(self, pairs: Sequence[Pair], asked: dict[str, Asked]) -> list[Pair]:

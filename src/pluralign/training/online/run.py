@@ -13,7 +13,7 @@ from pluralign.annotators import Annotator, annotator_of
 from pluralign.config import TrainConfig
 from pluralign.errors import InputError
 from pluralign.models.matmul import quick_matmul
-from pluralign.online_config import OnlineConfig
+from pluralign.online_config import OnlineConfig, ServerConfig
 from pluralign.preferences import Preferences, data_hash, read_prompts
 from pluralign.preferences.schema import Preference
 from pluralign.resolve import as_yaml, flat, read_yaml
@@ -24,6 +24,8 @@ from pluralign.training.growth import Growth
 from pluralign.training.online.files import read_candidates, read_pairs
 from pluralign.training.online.plan import check_pairs, plan
 from pluralign.training.online.population import OnlinePopulation, is_own_past, warn_of_inert_reference
+from pluralign.training.online.sampling import Generator, in_process
+from pluralign.training.online.server import ServedPolicies
 from pluralign.training.people import Census, Person
 from pluralign.training.record import Record
 from pluralign.training.run import Prepared, Run, TrainResult
@@ -39,8 +41,12 @@ _MAY_DIFFER = (
     "annotator.endpoint.retries",
     "annotator.endpoint.timeout",
     "annotator.endpoint.max_requests",
+    # All of them: policies and the settings of sampling are the same whoever generates, and what was sampled stands in
+    # the files. A run whose server is gone can go on with another one, or in its own process.
+    *(f"pairs.server.{one.name}" for one in fields(ServerConfig)),
 )
-"""Keys that may differ between two calls of the same run: how an annotator is reached, and what it may cost."""
+"""Keys that may differ between two calls of the same run: how an annotator is reached, and what it may cost; who lets
+the policies speak."""
 
 
 def online(config: OnlineConfig, annotator: Annotator | None = None) -> TrainResult:
@@ -90,6 +96,8 @@ class OnlineRun(Run):
         prompts = config.pairs.prompts
         self.prompts = read_prompts(prompts, key="pairs.prompts") if prompts else []
         self.annotator = annotator or annotator_of(config.annotator, config)
+        server = config.pairs.server
+        self.generator: Generator = ServedPolicies(server, self.folder.path) if server.url else in_process
 
     def prepare(self) -> Prepared:
         found = super().prepare()
@@ -131,6 +139,7 @@ class OnlineRun(Run):
             encoder=worker.encoder,
             anchor=worker.anchor,
             starts=worker.given.starts,
+            generator=self.generator,
         )
         population.train_phases(self.plans)
         self._warn_of_losses()

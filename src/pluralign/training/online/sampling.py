@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
@@ -37,6 +38,53 @@ class Asked:
     source: Preference
 
 
+class Generator(Protocol):
+    """Lets policies speak, in this process or elsewhere."""
+
+    def __call__(
+        self,
+        bank: LoraBank,
+        asked: Sequence[Asked],
+        prompts: Sequence[list[int]],
+        settings: GenerationConfig,
+        seeds: Sequence[int],
+    ) -> list[Generated]:
+        """One response of each policy to its prompt, in their order.
+
+        Args:
+            bank: attached to its base, with everybody's adapter.
+            asked: whose policy answers; once for each response.
+            prompts: tokens of each one's prompt.
+            settings: of sampling.
+            seeds: of each response.
+
+        Returns:
+            Log-probs of the tokens as they were drawn, or none: then those of what training will see are asked for.
+        """
+
+
+def in_process(
+    bank: LoraBank,
+    asked: Sequence[Asked],
+    prompts: Sequence[list[int]],
+    settings: GenerationConfig,
+    seeds: Sequence[int],
+) -> list[Generated]:
+    """The generator of this process: log-probs are noted while a response is made."""
+    slots = [one.slot for one in asked]
+    with torch.no_grad():
+        return generate(
+            bank.base.model,
+            bank.base.tokenizer,
+            prompts,
+            settings,
+            seed=seeds,
+            description="sampling",
+            around=lambda numbers: bank.rows(torch.tensor([slots[number] for number in numbers])),
+            logps=True,
+        )
+
+
 def sample(
     bank: LoraBank,
     encoder: Encoder,
@@ -46,12 +94,13 @@ def sample(
     *,
     responses: int,
     seed: int,
+    generator: Generator = in_process,
 ) -> list[Candidates]:
     """Let every policy answer its prompts.
 
-    What is drawn follows from the seed, the row and the number of the response alone. Log-probs are noted while the
-    response is made; only where its text is tokenized in another way than it was drawn they are asked for again, of
-    the tokens that training will see.
+    In this process what is drawn follows from the seed, the row and the number of the response alone. Where log-probs
+    were noted while the response was made, they stand; where none were, or its text is tokenized in another way than it
+    was drawn, they are asked for of the tokens that training will see.
 
     Args:
         bank: attached to its base, with everybody's adapter.
@@ -61,27 +110,21 @@ def sample(
         settings: of sampling.
         responses: to each prompt.
         seed: of the run.
+        generator: lets the policies speak.
 
     Raises:
         InputError: a prompt fills the context; names its number.
     """
-    base = bank.base
     prompts = encoder.prompts_ids([one.source.prompt for one in asked])
-    slots = [one.slot for one in asked for _ in range(responses)]
-    with torch.no_grad():
-        said = generate(
-            base.model,
-            base.tokenizer,
-            [prompt for prompt in prompts for _ in range(responses)],
-            settings,
-            seed=[_seed(seed, one.row, number) for one in asked for number in range(responses)],
-            description="sampling",
-            around=lambda numbers: bank.rows(torch.tensor([slots[number] for number in numbers])),
-            logps=True,
-        )
-    drawn = [
-        (one, prompt, made) for (one, prompt), made in zip(_repeated(asked, prompts, responses), said, strict=True)
-    ]
+    repeated = _repeated(asked, prompts, responses)
+    said = generator(
+        bank,
+        [one for one, _ in repeated],
+        [prompt for _, prompt in repeated],
+        settings,
+        [_seed(seed, one.row, number) for one in asked for number in range(responses)],
+    )
+    drawn = [(one, prompt, made) for (one, prompt), made in zip(repeated, said, strict=True)]
     found = _responses(bank, encoder, layout, drawn)
     return [
         Candidates(
@@ -139,7 +182,7 @@ def _responses(
     again: dict[int, list[Encoded]] = {}
     for (one, prompt, made), row in zip(drawn, encoded, strict=True):
         tokens = made.token_ids + ([] if made.end is None else [made.end])
-        same = row.prompt_ids == prompt and row.response_ids["chosen"] == tokens
+        same = bool(made.logps) and row.prompt_ids == prompt and row.response_ids["chosen"] == tokens
         logps.append(sum(made.logps) if same else None)
         if not same:
             again.setdefault(one.slot, []).append(row)
