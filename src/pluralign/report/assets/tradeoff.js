@@ -1,0 +1,192 @@
+// What people won against what was kept: a point a person, a mark a run, and the front that nobody is beyond.
+
+const UPS = [ACCURACY, 'behaviour.person.style', 'behaviour.person.right', 'pairs.ranking_accuracy', 'pairs.margin'];
+const ACROSS = [KEPT, 'retention.kept_own', 'base_responses.kl_per_token'];
+const DASHES = 'path://M0 4h4v2h-4z M6 4h4v2h-4z M12 4h4v2h-4z';
+const SPREAD = Math.PI * (3 - Math.sqrt(5));
+
+const isMeasured = (key) => RUNS.some((run) => run.results.values[key]);
+
+// Points of all runs: [across, up, person, offset, offset], and how many people of each run lack one of the two.
+function pointsOf(across, up) {
+  const points = RUNS.map(() => []);
+  const places = new Map();
+  const missing = RUNS.map(() => 0);
+  RUNS.forEach((run, number) => {
+    run.results.person.forEach((person, row) => {
+      const x = figureOf(number, row, across);
+      const y = figureOf(number, row, up);
+      if (x === null || y === null) {
+        missing[number] += 1;
+        return;
+      }
+      const point = [real(across, x), real(up, y), person, 0, 0];
+      points[number].push(point);
+      const place = `${x} ${y}`;
+      if (!places.has(place)) places.set(place, []);
+      places.get(place).push(point);
+    });
+  });
+  for (const together of places.values()) spread(together);
+  return { points, missing };
+}
+
+// People at the same place stand around it like the seeds of a sunflower, so that each can be pointed at.
+function spread(together) {
+  if (together.length < 2) return;
+  const radius = Math.min(18, 4 * Math.sqrt(together.length));
+  together.forEach((point, number) => {
+    const away = radius * Math.sqrt((number + 0.5) / together.length);
+    point[3] = away * Math.cos(number * SPREAD);
+    point[4] = away * Math.sin(number * SPREAD);
+  });
+}
+
+// The points that none is beyond in both measures, from left to right.
+function frontOf(points, acrossIsHigher) {
+  const sign = acrossIsHigher ? 1 : -1;
+  const found = [];
+  let highest = -Infinity;
+  for (const point of [...points].sort((a, b) => sign * (b[0] - a[0]) || b[1] - a[1])) {
+    if (point[1] > highest) {
+      found.push(point);
+      highest = point[1];
+    }
+  }
+  return found.reverse();
+}
+
+function meanOf(points) {
+  const sum = (at) => points.reduce((total, point) => total + point[at], 0);
+  return [sum(0) / points.length, sum(1) / points.length];
+}
+
+function startTradeoff() {
+  const ups = UPS.filter(isMeasured);
+  const across = ACROSS.filter(isMeasured);
+  if (!ups.length || !across.length) return;
+  reveal('tradeoff');
+  for (const [id, keys] of [['tradeoff-up', ups], ['tradeoff-across', across]]) {
+    fill(byId(id), keys.map((key) => [key, titled(key)]));
+    byId(id).parentElement.hidden = keys.length < 2;
+    byId(id).addEventListener('change', () => made.draw());
+    byId(id).addEventListener('change', caption);
+  }
+  const keys = () => [byId('tradeoff-across').value, byId('tradeoff-up').value];
+  const made = chart(byId('tradeoff-chart'), () => tradeoffOptions(...keys()), {
+    click: (event) => {
+      const person = event.data?.[2];
+      if (person >= 0) choose({ person: person === state.person ? -1 : person });
+    },
+  });
+  function caption() {
+    const { points, missing } = pointsOf(...keys());
+    const onFront = new Set(frontOf(points.flat(), MEASURES.get(keys()[0]).higher).map((point) => `${point[0]} ${point[1]}`));
+    const people = points.map((own) => own.filter((point) => onFront.has(`${point[0]} ${point[1]}`)).length);
+    const total = people.reduce((sum, one) => sum + one, 0);
+    const each = SEVERAL ? ` (${RUNS.map((run, number) => `${people[number]} of ${run.name}`).join(', ')})` : '';
+    const left = missing.reduce((sum, one) => sum + one, 0);
+    const missed = left ? ` ${counted(left, 'point is', 'points are')} missing: one of the two was not measured.` : '';
+    byId('tradeoff-caption').textContent = `${counted(total, 'point is', 'points are')} on the Pareto front${each}: nobody has more of one without less of the other.${missed}`;
+    byId('tradeoff-chart').setAttribute('aria-label', `${titled(keys()[1])} against ${titled(keys()[0])}, a point a person. The table of people has the same figures.`);
+  }
+  caption();
+  listeners.push(() => made.draw());
+}
+
+function tradeoffOptions(across, up) {
+  const { points } = pointsOf(across, up);
+  const all = points.flat();
+  const acrossIsHigher = MEASURES.get(across).higher;
+  const size = all.length > 3000 ? 4 : all.length > 400 ? 6 : 9;
+  const dimmed = state.person >= 0 ? 0.25 : 1;
+  const front = frontOf(all, acrossIsHigher);
+  const runs = RUNS.map((run, number) => ({
+    type: 'scatter',
+    name: `run ${number}`,
+    data: points[number],
+    symbol: MARKS[number],
+    symbolSize: size,
+    symbolOffset: (value) => [value[3], value[4]],
+    itemStyle: { color: runColour(number), opacity: (all.length > 3000 ? 0.45 : 0.75) * dimmed },
+    emphasis: { itemStyle: { opacity: 1, borderColor: style('ink'), borderWidth: 1.5 } },
+    clip: false,
+    tooltip: { formatter: (event) => pointTip(number, event.data, across, up) },
+  }));
+  const means = RUNS.map((run, number) => ({
+    type: 'scatter',
+    name: 'mean',
+    data: points[number].length > 1 ? [[...meanOf(points[number]), -1]] : [],
+    symbol: MARKS[number],
+    symbolSize: 17,
+    z: 5,
+    itemStyle: { color: 'transparent', borderColor: style('ink'), borderWidth: 2 },
+    tooltip: { formatter: (event) => tip(SEVERAL ? `mean of ${run.name}` : 'mean', [[titled(up), event.data[1].toFixed(1)], [titled(across), event.data[0].toFixed(2)]]) },
+  }));
+  return {
+    grid: { left: 8, right: 22, top: 48, bottom: 30, containLabel: true },
+    legend: legend(),
+    xAxis: axis({ ...ends(across, all.map((point) => point[0])), name: titled(across), nameLocation: 'middle', nameGap: 30, inverse: !acrossIsHigher }),
+    yAxis: axis({ ...ends(up, all.map((point) => point[1])), name: titled(up), nameLocation: 'end', nameTextStyle: { color: style('muted'), align: 'left' } }),
+    series: [
+      {
+        type: 'line',
+        name: 'Pareto front',
+        data: front.map((point) => point.slice(0, 2)),
+        step: 'start',
+        symbol: 'none',
+        silent: true,
+        lineStyle: { color: style('muted'), width: 1.5, type: 'dashed' },
+        itemStyle: { color: style('muted') },
+        z: 1,
+      },
+      ...runs,
+      ...means,
+      ringOf(points),
+    ],
+  };
+}
+
+// The person who is chosen, in every run.
+function ringOf(points) {
+  return {
+    type: 'scatter',
+    silent: true,
+    data: state.person < 0 ? [] : points.flat().filter((point) => point[2] === state.person),
+    symbolSize: 20,
+    symbolOffset: (value) => [value[3], value[4]],
+    itemStyle: { color: 'transparent', borderColor: style('low'), borderWidth: 2.5 },
+    z: 6,
+    clip: false,
+  };
+}
+
+function legend() {
+  const names = SEVERAL ? RUNS.map((run, number) => `run ${number}`) : [];
+  return {
+    top: 0,
+    right: 0,
+    type: 'scroll',
+    itemWidth: 16,
+    textStyle: { color: style('ink') },
+    data: [...names, 'mean', { name: 'Pareto front', icon: DASHES }],
+    formatter: (name) => shortened(name.startsWith('run ') ? RUNS[Number(name.slice(4))].name : name, 28),
+  };
+}
+
+const shortened = (text, longest) => (text.length > longest ? `${text.slice(0, longest - 1)}…` : text);
+
+function pointTip(run, point, across, up) {
+  const row = ROW_OF[run].get(point[2]);
+  const lines = [up, across].map((key) => [MEASURES.get(key).title, figureWithRange(run, row, key)]);
+  const group = RUNS[run].results.group[row];
+  if (group >= 0) lines.push(['group', DATA.groups[group]]);
+  lines.push(['held-out pairs', String(RUNS[run].results.pairs[row])]);
+  if (SEVERAL) lines.push(['run', RUNS[run].name]);
+  return tip(DATA.people[point[2]], lines);
+}
+
+function figureWithRange(run, row, key) {
+  const range = shownRange(key, boundsOf(run, row, key));
+  return `${shown(key, figureOf(run, row, key))}${range ? ` (${range})` : ''}`;
+}
