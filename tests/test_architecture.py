@@ -10,7 +10,9 @@ FROM_THE_TOP = [
         "cli",
         "commands",
         "demo",
+        "chat",
         "answers",
+        "reporting",
         "people",
         "evaluation",
         "training",
@@ -24,6 +26,8 @@ FROM_THE_TOP = [
     *(
         "resolve",
         "online_config",
+        "report_config",
+        "compare_config",
         "reward_config",
         "annotation",
         "config",
@@ -46,6 +50,8 @@ WITHOUT_TORCH = (
     "cli",
     "commands",
     "online_config",
+    "report_config",
+    "compare_config",
     "reward_config",
     "annotation",
 )

@@ -118,6 +118,9 @@ def test_outputs_that_cannot_be_written_are_errors_in_words(capsys, tmp_path, mo
         (["data", "check", "absent.jsonl"], "absent.jsonl"),
         (["evaluate", "--run", "absent"], "absent"),
         (["generate", "--run", "absent", "--prompts", "x"], "absent"),
+        (["report", "absent"], "absent: there is no config.yaml"),
+        (["report", "one", "[two, 2]", "one", "--output", "x.html"], "one: the run is given twice"),
+        (["report"], "no run is given"),
     ],
 )
 def test_usage_and_input_errors_exit_2_and_name_the_place(arguments, named, capsys, tmp_path, monkeypatch):

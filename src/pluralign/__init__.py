@@ -1,6 +1,7 @@
 """pluralign: one base model, a whole population of people.
 
-`train` and `evaluate` take the same keys as the commands of the same name. Importing the package does not import torch.
+`train`, `evaluate` and `report` take the same keys as the commands of the same name. Importing the package does not
+import torch.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pluralign.config import EvaluateConfig, TrainConfig
     from pluralign.evaluation import Evaluation
+    from pluralign.report_config import ReportConfig
     from pluralign.training import TrainResult
     from pluralign.training.planning import Plan
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "plan", "train"]
+__all__ = ["__version__", "evaluate", "plan", "report", "train"]
 
 
 def train(config: TrainConfig | dict[str, Any] | str | Path) -> TrainResult:
@@ -67,3 +69,23 @@ def evaluate(config: EvaluateConfig | dict[str, Any] | str | Path) -> Evaluation
     from pluralign.resolve import resolve
 
     return run(resolve(EvaluateConfig, config))
+
+
+def report(config: ReportConfig | dict[str, Any] | str | Path) -> Path:
+    """Write evaluated runs as one HTML page that needs no network.
+
+    Args:
+        config: the keys of `pluralign report` as a dictionary, a YAML file or a `ReportConfig`.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: a run cannot be read or has no evaluation, or runs on different data or bases are given without
+            `different`; the message names the place.
+    """
+    from pluralign.report_config import ReportConfig
+    from pluralign.reporting import write_report
+    from pluralign.resolve import resolve
+
+    return write_report(resolve(ReportConfig, config))

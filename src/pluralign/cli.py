@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from pluralign import __version__, commands
@@ -30,6 +32,7 @@ from pluralign.config import (
 )
 from pluralign.errors import PluralignError
 from pluralign.online_config import OnlineConfig
+from pluralign.report_config import ReportConfig
 from pluralign.reward_config import RewardTrainConfig
 
 USAGE, INTERRUPTED = 2, 130
@@ -45,11 +48,13 @@ class Command:
         config: its keys.
         run: takes the configuration, returns the exit code.
         first: the key that a first argument without a name is the value of.
+        several: whether all arguments before the first key belong to it, as a list.
     """
 
     config: type[Any]
     run: Callable[[Any], int]
     first: str | None = None
+    several: bool = False
 
 
 COMMANDS: dict[str, Command] = {
@@ -62,6 +67,7 @@ COMMANDS: dict[str, Command] = {
     "online": Command(OnlineConfig, commands.online),
     "reward train": Command(RewardTrainConfig, commands.reward_train, first="--data"),
     "evaluate": Command(EvaluateConfig, commands.evaluate),
+    "report": Command(ReportConfig, commands.report, first="--runs", several=True),
     "generate": Command(GenerateConfig, commands.generate),
     "fewshot fit": Command(FewshotFitConfig, commands.fewshot_fit, first="--data"),
     "fewshot predict": Command(FewshotPredictConfig, commands.fewshot_predict),
@@ -122,12 +128,16 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def named_arguments(name: str, arguments: list[str]) -> list[str]:
-    """A command's arguments: keys with underscores, and the first one named where it may stand without a name."""
+    """A command's arguments: keys with underscores, and the first ones named where they may stand without a name."""
     arguments = [_KEY.sub(lambda key: key[0][:2] + key[0][2:].replace("-", "_"), one) for one in arguments]
-    first = COMMANDS[name].first
-    if first and arguments and not arguments[0].startswith("-"):
-        return [first, *arguments]
-    return arguments
+    command = COMMANDS[name]
+    leading = list(takewhile(lambda one: not one.startswith("-"), arguments))
+    if not command.first or not leading:
+        return arguments
+    if command.several:
+        # As JSON, so that a path with a comma or a bracket in it stays one path.
+        return [command.first, json.dumps(leading), *arguments[len(leading) :]]
+    return [command.first, *arguments]
 
 
 def _command(arguments: list[str]) -> tuple[str | None, list[str]]:

@@ -26,6 +26,7 @@ from pluralign.config import (
     WorldConfig,
 )
 from pluralign.online_config import OnlineConfig
+from pluralign.report_config import ReportConfig
 from pluralign.reward_config import RewardTrainConfig
 
 if TYPE_CHECKING:
@@ -151,6 +152,14 @@ def evaluate(config: EvaluateConfig) -> int:
     _show(evaluation.table())
     _say(f"evaluation: {evaluation.path}")
     return PARTLY if evaluation.skipped else DONE
+
+
+def report(config: ReportConfig) -> int:
+    """Show evaluated runs on one page: charts, people, answers, what was run."""
+    from pluralign.reporting import write_report
+
+    _say(f"report: {write_report(config)}")
+    return DONE
 
 
 def generate(config: GenerateConfig) -> int:

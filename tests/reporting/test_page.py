@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from pluralign.errors import InputError
-from pluralign.report import page as page_module
 from pluralign.report_config import ReportConfig
+from pluralign.reporting import page as page_module
 
 Make = Callable[..., Path]
 HOSTILE = '</script><script>alert("x")</script><img src=x onerror=alert(1)>&amp;\u2028\x07{{7*7}}'

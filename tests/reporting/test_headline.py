@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pluralign.report.gather import read_runs
-from pluralign.report.headline import as_text, headline, percent
-from pluralign.report.measures import ACCURACY, KEPT
+from pluralign.reporting.gather import read_runs
+from pluralign.reporting.headline import as_text, headline, percent
+from pluralign.reporting.measures import ACCURACY, KEPT
 
 Make = Callable[..., Path]
 

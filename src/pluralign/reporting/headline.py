@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Literal, NamedTuple
 
-from pluralign.report.gather import Person, Run
-from pluralign.report.measures import ACCURACY, KEPT
+from pluralign.reporting.gather import Person, Run
+from pluralign.reporting.measures import ACCURACY, KEPT
 
 CHANCE = 0.5
 _CRITERIA: tuple[tuple[str, str, str, Callable[[list[float]], float]], ...] = (

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pluralign.preferences import ALL
-from pluralign.report.answers import answers_of
-from pluralign.report.cross import cross_maps
-from pluralign.report.curves import QUANTILES, Curve, Log
-from pluralign.report.gather import Run
-from pluralign.report.glance import group_rows
-from pluralign.report.measures import MEASURES, Measure
-from pluralign.report.names import Names, visible
-from pluralign.report.provenance import method_name
-from pluralign.report.selection import fixed_sample, selected
+from pluralign.reporting.answers import answers_of
+from pluralign.reporting.cross import cross_maps
+from pluralign.reporting.curves import QUANTILES, Curve, Log
+from pluralign.reporting.gather import Run
+from pluralign.reporting.glance import group_rows
+from pluralign.reporting.measures import MEASURES, Measure
+from pluralign.reporting.names import Names, visible
+from pluralign.reporting.provenance import method_name
+from pluralign.reporting.selection import fixed_sample, selected
 
 _REASON = 200
 """Characters of a reason why somebody was skipped."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
-from pluralign.report.gather import Run
-from pluralign.report.names import visible
+from pluralign.reporting.gather import Run
+from pluralign.reporting.names import visible
 
 LONGEST = 1_200
 """Characters of a text that the page carries."""

@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from pluralign.evaluation.statistics import bootstrap_interval
-from pluralign.report.gather import Person, Run
-from pluralign.report.measures import MEASURES, Measure, mean_interval
+from pluralign.reporting.gather import Person, Run
+from pluralign.reporting.measures import MEASURES, Measure, mean_interval
 
 FEWEST = 8
 """People below whom a bootstrap over people says little, and is not shown."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pluralign.errors import InputError
-from pluralign.report.curves import MOST_GROUPS, QUANTILES, Log
+from pluralign.reporting.curves import MOST_GROUPS, QUANTILES, Log
 
 
 def write(path: Path, lines: Iterable[dict[str, Any]], end: str = "") -> Path:

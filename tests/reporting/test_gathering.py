@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from pluralign.errors import InputError
-from pluralign.report.gather import cautions, differences, read_runs
-from pluralign.report.measures import ACCURACY, KEPT, mean_interval
-from pluralign.report.selection import fixed_sample, front, selected
+from pluralign.reporting.gather import cautions, differences, read_runs
+from pluralign.reporting.measures import ACCURACY, KEPT, mean_interval
+from pluralign.reporting.selection import fixed_sample, front, selected
 
 Make = Callable[..., Path]
 

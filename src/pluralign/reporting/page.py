@@ -15,13 +15,13 @@ from markupsafe import Markup
 
 from pluralign import __version__
 from pluralign.errors import InputError
-from pluralign.report.content import Budget, Labels, content, labels_of
-from pluralign.report.curves import Log
-from pluralign.report.gather import Run, cautions, differences, read_runs
-from pluralign.report.glance import FEWEST, glance
-from pluralign.report.headline import as_text, headline
-from pluralign.report.provenance import origins, settings
 from pluralign.report_config import ReportConfig
+from pluralign.reporting.content import Budget, Labels, content, labels_of
+from pluralign.reporting.curves import Log
+from pluralign.reporting.gather import Run, cautions, differences, read_runs
+from pluralign.reporting.glance import FEWEST, glance
+from pluralign.reporting.headline import as_text, headline
+from pluralign.reporting.provenance import origins, settings
 from pluralign.storage import check_place, write_bytes
 
 ASSETS = Path(__file__).parent / "assets"

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pluralign.report.answers import LONGEST, answers_of, difference
-from pluralign.report.gather import read_runs
-from pluralign.report.names import Names, visible
+from pluralign.reporting.answers import LONGEST, answers_of, difference
+from pluralign.reporting.gather import read_runs
+from pluralign.reporting.names import Names, visible
 
 WORDS = st.lists(st.sampled_from(["the", " ", "\n", "gem", "是", "宝石", ".", "é"]), max_size=12).map("".join)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from pluralign.report import write_report
 from pluralign.report_config import ReportConfig
+from pluralign.reporting import write_report
 
 
 def _load(name: str) -> ModuleType:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pluralign.online_config import OnlineConfig
 from pluralign.preferences import shown
-from pluralign.report.gather import Run
+from pluralign.reporting.gather import Run
 from pluralign.resolve import PRESETS, flat
 
 WITHHELD = "(withheld)"

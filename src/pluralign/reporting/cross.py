@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
-from pluralign.report.gather import Person, Run
-from pluralign.report.names import Names
+from pluralign.reporting.gather import Person, Run
+from pluralign.reporting.names import Names
 
 MOST_PEOPLE = 40
 """Rows and columns in which a name can still be read."""

@@ -9,7 +9,7 @@ from typing import Any
 from pluralign.errors import InputError
 from pluralign.evaluation.results import Evaluation, measure_of, read_evaluation
 from pluralign.preferences import ALL
-from pluralign.report.measures import Interval, intervals_of, values_of
+from pluralign.reporting.measures import Interval, intervals_of, values_of
 from pluralign.resolve import flat, read_yaml
 from pluralign.training.index import index_path, read_index
 from pluralign.training.runs import CONFIG_FILE, ONLINE_FILE, UNFINISHED_FILE, RunFolder

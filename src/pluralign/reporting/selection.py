@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
-from pluralign.report.gather import Run
-from pluralign.report.measures import ACCURACY, KEPT
+from pluralign.reporting.gather import Run
+from pluralign.reporting.measures import ACCURACY, KEPT
 
 
 def fixed_sample(users: Iterable[str], size: int) -> list[str]:
