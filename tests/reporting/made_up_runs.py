@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +122,14 @@ def _skill(user: str, population: Population) -> dict[str, float]:
     return {"accuracy": accuracy, "forgets": forgets, "pairs": taste.randint(12, 40), "pace": taste.uniform(0.5, 1.5)}
 
 
+@cache
+def _config(method: str, changes: str) -> TrainConfig:
+    return resolve(TrainConfig, {"method": method, "data": "preferences.jsonl", **json.loads(changes)})
+
+
 def _write_config(folder: Path, population: Population) -> None:
-    given = {
-        "method": population.method,
-        "data": "preferences.jsonl",
-        "output_dir": str(folder),
-        "seed": population.seed,
-    }
-    config = resolve(TrainConfig, {**given, **(population.changes or {})})
+    resolved = _config(population.method, json.dumps(population.changes or {}))
+    config = replace(resolved, output_dir=str(folder), seed=population.seed)
     made_with = {
         "schema_version": 1,
         "data_hash": hashlib.sha256(population.data.encode()).hexdigest(),

@@ -145,5 +145,5 @@ def test_made_up_runs_have_the_documented_keys(make_run: Make) -> None:
 
 
 def test_no_torch_is_needed() -> None:
-    script = "import sys, pluralign.report; sys.exit('torch' in sys.modules)"
+    script = "import sys, pluralign.reporting; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
