@@ -37,10 +37,8 @@ SCHEMA_VERSION = 1
 CONFIG_FILE = "config.yaml"
 UNFINISHED_FILE = "unfinished.json"
 ONLINE_FILE, PHASES = "online.yaml", "phases"
-_RESULTS = (
-    *(CONFIG_FILE, ONLINE_FILE, UNFINISHED_FILE),
-    *("adapters", "model", "state", PHASES, "metrics.jsonl", "evaluation.json"),
-)
+_MADE = ("adapters", "model", "state", PHASES, "metrics.jsonl", "evaluation.json")
+_RESULTS = (CONFIG_FILE, ONLINE_FILE, UNFINISHED_FILE, *_MADE)
 _NOT_THE_RUN = ("output_dir", "overwrite", "update", "plan", "device", "cache_dir", "training.report_to")
 """Keys that may differ between two calls of the same run: places, devices, who is told, who is trained again."""
 _WHERE_THE_DATA_IS = ("data.path", "data.source", "data.split", "data.revision", "anchor.base.prompts")
@@ -101,6 +99,11 @@ class RunFolder:
     def result(self, user: str, kind: str) -> Path:
         """Where a person's finished adapter (or the one full model) stands."""
         return self.model if kind == "full" else self.adapters / folder_name(user)
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether nothing has been made here yet, whatever was noted of what is begun."""
+        return not any((self.path / name).exists() for name in _MADE)
 
     def state(self, user: str) -> Path:
         """Where a person in training has checkpoints."""

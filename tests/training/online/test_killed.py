@@ -65,3 +65,14 @@ def test_what_was_annotated_before_a_kill_stays_and_is_not_asked_for_again(
             assert len(rows) == len(set(rows)), "what is asked for again is written again"
         before = lines
     assert sum(map(len, before.values())) > 8
+
+
+@pytest.mark.slow
+def test_killed_before_its_own_configuration_is_written(make_rows: Make, make_online: Make, run: Make) -> None:
+    config = config_of(make_rows, make_online, "early")
+    folder = Path(config.output_dir)
+    die_at = 1
+    while run(config, die_at=die_at)["status"] == -9 and not (folder / "config.yaml").exists():
+        die_at += 1
+    assert not (folder / "online.yaml").exists()
+    assert run(config)["status"] == 0

@@ -177,6 +177,9 @@ class OnlineRun(Run):
 
     def _is_as_begun(self) -> bool:
         path = self.folder.path / ONLINE_FILE
+        if not path.exists() and self.folder.is_bare:
+            # Killed before it was written: nothing is there that another run could have made.
+            return False
         there = flat(read_yaml(path)) if path.exists() else {}
         here = flat(_own_keys(self.online))
         differing = [key for key in here if there.get(key) != here[key] and key not in _MAY_DIFFER]
