@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pluralign.evaluation.behaviour import Question, behaviour, is_degenerate, questions_of, verdict
+from pluralign.evaluation.drift import Drift
 from pluralign.models import Encoded, Generated
 from pluralign.models.anchoring import Anchored
 from pluralign.preferences import Preference
@@ -66,8 +67,9 @@ def test_shares_leave_out_what_nobody_can_tell() -> None:
     item = world.facts[0]
     questions = [Question((1,), row(item.questions[0])), Question((2,), row("Unknown?"))]
     answers = [Generated(item.say("declining"), [1, 2], True), Generated("", [], False)]
-    found = behaviour(questions, answers, answers, world)
-    assert found["person"] == found["base"]
+    drifts = [Drift(0.0, 0.0, 2, -1.0), Drift(0.0, 0.0, 1, -1.0)]
+    found = behaviour(questions, answers, answers, world, base_logps=[-1.0, -1.0], drifts=drifts)
+    assert found["person"].items() >= found["base"].items()
     assert found["person"]["right"] is None
     assert (found["person"]["right_of"], found["person"]["style"]) == (0, 0.0)
     assert (found["person"]["degenerate"], found["person"]["finished"], found["person"]["tokens"]) == (0.5, 0.5, 1.0)

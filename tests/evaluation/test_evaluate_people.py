@@ -63,7 +63,8 @@ def test_a_fresh_adapter_changes_nothing(population: Any, make_rows: Rows, probe
             assert measure["all"]["kept"] in (1.0, None)
             assert measure["all"]["accuracy"] == measure["all"]["base_accuracy"]
         behaviour = person["behaviour"]
-        assert behaviour["person"] == behaviour["base"]
+        for measure, value in behaviour["base"].items():
+            assert behaviour["person"][measure] == (value if value is None else pytest.approx(value, rel=1e-4))
         assert all(sample["person"] == sample["base"] for sample in behaviour["samples"])
     assert found["people"]["ann"]["retention"]["kept_own"] == 1.0
     assert found["people"]["ben"]["retention"]["kept_own"] is None
@@ -143,11 +144,12 @@ def test_people_share_batches_and_the_bases_part_is_done_once(
     model = population.base.model
     monkeypatch.setattr(model, "generate", counted("generation", model.generate))
     population.evaluate(adapters, held_out)
-    assert sorted(passes) == ["base logits", "generation", "generation"]
+    # Over its own answers, and over what people say.
+    assert sorted(passes) == ["base logits", "base logits", "generation", "generation"]
     passes.clear()
     population.evaluate(adapters, held_out)
     # This time the base's answers come from the cache.
-    assert sorted(passes) == ["base logits", "generation"]
+    assert sorted(passes) == ["base logits", "base logits", "generation"]
 
 
 def test_in_one_batch_everybody_is_measured_as_alone(
@@ -210,7 +212,7 @@ def test_a_broken_adapter_is_reported_and_costs_nobody_else(
     assert list(found.people) == ["ben"]
     assert "ann" in found.skipped
     assert found.summary["skipped"] == 1
-    assert found.people == alone.people
+    assert _flat(found.people) == pytest.approx(_flat(alone.people), abs=1e-6)
     require_bare(population.base.model)
 
 

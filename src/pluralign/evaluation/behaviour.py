@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pluralign.errors import InputError
+from pluralign.evaluation.drift import Drift
+from pluralign.evaluation.pairs import drift_results
 from pluralign.evaluation.statistics import mean, share
+from pluralign.evaluation.text_quality import text_quality
 from pluralign.models.anchoring import Anchored
 from pluralign.models.generation import Generated
 from pluralign.models.scoring import Ids
@@ -70,7 +73,13 @@ def is_degenerate(text: str) -> bool:
 
 
 def behaviour(
-    questions: Sequence[Question], base: Sequence[Generated], person: Sequence[Generated], world: World | None
+    questions: Sequence[Question],
+    base: Sequence[Generated],
+    person: Sequence[Generated],
+    world: World | None,
+    *,
+    base_logps: Sequence[float],
+    drifts: Sequence[Drift],
 ) -> dict[str, Any]:
     """The `behaviour` of one person, as in `evaluation.json`.
 
@@ -79,13 +88,21 @@ def behaviour(
         base: the base's answers, in their order.
         person: the person's.
         world: where the prompts are of a world, the one that judges.
+        base_logps: of the base's answers under itself, summed, nats.
+        drifts: of the person's answers.
     """
+    moved = drift_results(drifts)
     by_base = [verdict(answer, question.row, world) for answer, question in zip(base, questions, strict=True)]
     by_person = [verdict(answer, question.row, world) for answer, question in zip(person, questions, strict=True)]
     return {
         "prompts": len(questions),
-        "person": _shares(person, by_person),
-        "base": _shares(base, by_base),
+        "person": {
+            **_shares(person, by_person),
+            **text_quality(person, [one.base_logp for one in drifts]),
+            "kl_per_token": moved["kl_per_token"],
+            "log_ratio_per_token": moved["log_ratio_per_token"],
+        },
+        "base": {**_shares(base, by_base), **text_quality(base, base_logps)},
         "samples": [
             {
                 "prompt": _last_words(question.row.prompt),

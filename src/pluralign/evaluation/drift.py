@@ -1,4 +1,4 @@
-"""How far a policy moved from the base on the base's own responses."""
+"""How far a policy moved from the base on given responses, and how likely the base finds them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,28 @@ from pluralign.models.scoring import Forward, Request, RowsOf, batches, request_
 
 @dataclass
 class Drift:
-    """How far a policy moved on one response: summed log-ratio policy - base and KL(policy || base), nats; tokens."""
+    """How far a policy moved on one response.
+
+    Attributes:
+        log_ratio: policy - base, summed over the tokens, nats.
+        divergence: KL(policy || base) of the next token, summed over the positions, nats.
+        tokens: of the response.
+        base_logp: under the base, summed over the tokens, nats.
+    """
 
     log_ratio: float
     divergence: float
     tokens: int
+    base_logp: float = 0.0
 
 
 @dataclass
 class BaseLogits:
-    """The base's logits on its own responses, kept for the next person while they fit.
+    """The base's logits on responses, kept for the next person while they fit.
 
     Attributes:
         base_model: opens a context that gives the bare base, also while an adapter is attached to it.
-        limit: bytes that may be kept.
+        limit: bytes that may be kept; 0 for responses that nobody else has.
     """
 
     base_model: Callable[[], AbstractContextManager[nn.Module]]
@@ -63,11 +71,11 @@ def drift(
     forward: Forward,
     rows_of: RowsOf,
 ) -> dict[int, dict[Request, Drift]]:
-    """Log-ratio and full-vocabulary KL divergence of policies from the base on each distinct response of the base.
+    """Log-ratio and full-vocabulary KL divergence of policies from the base on each distinct response.
 
     Args:
         model: runs every row through its own person's policy inside `rows_of`.
-        requests: person -> prompts with the base's response, neither empty.
+        requests: person -> prompts with a response, neither empty.
         base_logits: where the base's side comes from.
         forward: layout, padding, device.
         rows_of: makes the context in which a batch's rows are those of the given people.
@@ -84,11 +92,11 @@ def drift(
             base = base_logits.of([row for _, row in group], forward)
             with rows_of([owner for owner, _ in group]):
                 policy = response_logits(model, batch)
-            ratio = token_logps(policy, batch.labels) - token_logps(base, batch.labels)
-            ratios = sum_by_branch(ratio, batch)["o0"].tolist()
-            divergences = sum_by_branch(kl_divergence(policy, base), batch)["o0"].tolist()
-            for (owner, row), log_ratio, divergence in zip(group, ratios, divergences, strict=True):
-                found[owner][_request(row)] = Drift(log_ratio, divergence, len(row.response_ids["o0"]))
+            of_base = token_logps(base, batch.labels)
+            sums = (token_logps(policy, batch.labels) - of_base, kl_divergence(policy, base), of_base)
+            by_row = zip(*(sum_by_branch(one, batch)["o0"].tolist() for one in sums), strict=True)
+            for (owner, row), (log_ratio, divergence, base_logp) in zip(group, by_row, strict=True):
+                found[owner][_request(row)] = Drift(log_ratio, divergence, len(row.response_ids["o0"]), base_logp)
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from pluralign.config import EvaluationConfig, GenerationConfig
 from pluralign.errors import InputError
 from pluralign.evaluation.behaviour import behaviour
-from pluralign.evaluation.drift import BaseLogits, drift
+from pluralign.evaluation.drift import BaseLogits, Drift, drift
 from pluralign.evaluation.identities import Listening
 from pluralign.evaluation.pairs import cross_plan, cross_results, drift_results, pair_results, scored_pairs
 from pluralign.evaluation.people import Person, gather
@@ -20,6 +20,7 @@ from pluralign.evaluation.probes import ProbeSet, load_probes, world_of
 from pluralign.evaluation.results import Evaluation, by_group, summarize
 from pluralign.evaluation.retention import BASE, OWN, Answered, ProbeBook, ProbeQuestion, answered, retention
 from pluralign.evaluation.statistics import mean
+from pluralign.evaluation.text_quality import spoken
 from pluralign.models.anchoring import Anchored
 from pluralign.models.base import Base
 from pluralign.models.cache import Cache
@@ -27,7 +28,7 @@ from pluralign.models.encoding import Encoded, Encoder
 from pluralign.models.generation import Generated, generate
 from pluralign.models.references import base_responses, reference_logps
 from pluralign.models.rows import Layout
-from pluralign.models.scoring import Forward, Ids, Request, score_owned
+from pluralign.models.scoring import Forward, Ids, Request, request_row, score_owned
 from pluralign.progress import progress_bar
 from pluralign.world import World
 
@@ -55,9 +56,9 @@ def evaluate_people(
     """Measure every person's policy against the base.
 
     The work of one person is one pass over the distinct texts of own pairs, cross pairs and probe options, one pass
-    over the base's responses (with the base beside it, unless an earlier person had the same prompts), and one
-    generation; adapters of one shape go through the same batches. What is of the base alone is computed once for all,
-    and cached.
+    over the base's responses (with the base beside it, unless an earlier person had the same prompts), one generation,
+    and one pass over what was said, with the base beside it; adapters of one shape go through the same batches. What is
+    of the base alone is computed once for all, and cached.
 
     Args:
         base: with no adapter attached, and so it is left.
@@ -132,6 +133,7 @@ class _Run:
         cross: person -> whose pairs their policy is tried on.
         listening: pairs under other identities; None where they are not asked for.
         answers: prompt -> the base's answer.
+        base_logps: prompt -> log-prob of that answer under the base.
         own_words: person -> prompts with what the base says to them.
         base_scores: log-prob of every probe's options under the base.
         done: told what is done.
@@ -152,12 +154,14 @@ class _Run:
     listening: Listening | None
     done: Callable[[str], None]
     answers: dict[Ids, Generated] = field(init=False)
+    base_logps: dict[Ids, float] = field(init=False)
     own_words: dict[str, list[Request]] = field(init=False)
     base_scores: dict[Request, float] = field(init=False)
 
     def measure(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         """Results by person, and who could not be measured."""
         self.answers = self._base_answers()
+        self.base_logps = self._base_logps()
         self.own_words = self._base_rows()
         self.base_scores = self._base_probe_scores()
         self.done("base")
@@ -191,6 +195,11 @@ class _Run:
             self.base, [list(prompt) for prompt in prompts], self.generation, self.cache, seed=self.seed
         )
         return dict(zip(prompts, made, strict=True))
+
+    def _base_logps(self) -> dict[Ids, float]:
+        rows = [request_row(prompt, [_spoken(prompt, answer)[1]]) for prompt, answer in self.answers.items()]
+        found = reference_logps(self.base, rows, self.cache, layout=self.forward.layout) if rows else []
+        return {prompt: logps["o0"] for prompt, logps in zip(self.answers, found, strict=True)}
 
     def _base_rows(self) -> dict[str, list[Request]]:
         """Person -> prompts with what the base says to them: its answers; without generation, those that rows bring."""
@@ -246,6 +255,14 @@ class _Run:
         drifts = drift(policies.model, own_words, logits, self.forward, policies.rows_of)
         self.done("drift")
         answers = self._answers(policies, served)
+        # Nobody else says the same: the base's side of it is not worth keeping.
+        said = drift(
+            policies.model,
+            {number: map(_spoken, some, some.values()) for number, some in answers.items()},
+            BaseLogits(policies.base_model, limit=0),
+            self.forward,
+            policies.rows_of,
+        )
         self.done("answers")
         if self.listening:
             self.listening.hear(served, scores)
@@ -253,11 +270,12 @@ class _Run:
             person.id: {
                 "adapter": person.folder.name,
                 "group": person.group,
+                "held_out": person.held_out,
                 "pairs": pair_results(scored_pairs(person.pairs, scores[number]), seed=self.seed),
                 "cross": self._cross(person, scores[number]),
                 "base_responses": drift_results([drifts[number][request] for request in self.own_words[person.id]]),
                 "retention": self._retention(person, scores[number]),
-                "behaviour": self._behaviour(person, answers.get(number, {})),
+                "behaviour": self._behaviour(person, answers.get(number, {}), said.get(number, {})),
             }
             for number, sharing in served.items()
             for person in sharing
@@ -316,12 +334,21 @@ class _Run:
             found |= answered(questions, self.base_scores, scores, prefix)
         return retention(found)
 
-    def _behaviour(self, person: Person, answers: Mapping[Ids, Generated]) -> dict[str, Any] | None:
+    def _behaviour(
+        self, person: Person, answers: Mapping[Ids, Generated], drifts: Mapping[Request, Drift]
+    ) -> dict[str, Any] | None:
         if not self.settings.generate or not person.questions:
             return None
-        by_base = [self.answers[question.prompt] for question in person.questions]
-        by_person = [answers[question.prompt] for question in person.questions]
-        return behaviour(person.questions, by_base, by_person, self.world)
+        prompts = [question.prompt for question in person.questions]
+        by_person = [answers[prompt] for prompt in prompts]
+        return behaviour(
+            person.questions,
+            [self.answers[prompt] for prompt in prompts],
+            by_person,
+            self.world,
+            base_logps=[self.base_logps[prompt] for prompt in prompts],
+            drifts=[drifts[_spoken(*one)] for one in zip(prompts, by_person, strict=True)],
+        )
 
 
 def _base_section(run: _Run, sets: Sequence[ProbeSet]) -> dict[str, Any]:
@@ -390,6 +417,10 @@ def _referenced(base: Base, rows: Sequence[Anchored], cache: Cache, layout: Layo
 
 def _names(settings: EvaluationConfig) -> list[str]:
     return [settings.probes] if isinstance(settings.probes, str) else list(settings.probes or [])
+
+
+def _spoken(prompt: Ids, answer: Generated) -> Request:
+    return prompt, tuple(spoken(answer))
 
 
 def _request(row: Encoded) -> Request:

@@ -9,6 +9,8 @@ from pathlib import Path
 from pluralign.evaluation.behaviour import Question, questions_of
 from pluralign.evaluation.pairs import Pair, pairs_of
 from pluralign.models.anchoring import Anchored
+from pluralign.preferences.conditioning import original_of
+from pluralign.storage import sha256_of_json
 
 
 @dataclass
@@ -30,6 +32,12 @@ class Person:
     pairs: list[Pair] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     group: str | None = None
+
+    @property
+    def held_out(self) -> str:
+        """Hex digest of their held-out rows in any order, as their table has them: whatever is put into prompts."""
+        rows = (original_of(row.preference) for row in self.rows)
+        return sha256_of_json(sorted(sha256_of_json([row.prompt, row.chosen, row.rejected]) for row in rows))
 
     @property
     def manner(self) -> list[str]:

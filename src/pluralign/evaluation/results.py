@@ -30,6 +30,11 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "behaviour.person.style": True,
     "behaviour.person.right": True,
     "behaviour.person.degenerate": False,
+    "behaviour.person.repetition": False,
+    "behaviour.person.kl_per_token": False,
+    "behaviour.person.base_perplexity": False,
+    "win_rate.raw": True,
+    "win_rate.length_controlled": True,
 }
 """Measures of a person, by their keys in `people`, that are summarised with mean, worst, best and gap."""
 
@@ -42,6 +47,14 @@ MEAN_ONLY = (
     "behaviour.base.style",
     "behaviour.base.right",
     "behaviour.base.degenerate",
+    *(
+        f"behaviour.{who}.{measure}"
+        for who in ("person", "base")
+        for measure in ("tokens", "characters", "distinct_1", "distinct_2", "distinct_3")
+    ),
+    "behaviour.base.repetition",
+    "behaviour.base.base_perplexity",
+    "win_rate.first_place",
 )
 """Measures of a person of which neither end is worse, or that belong to the base."""
 
