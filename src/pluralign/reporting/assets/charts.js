@@ -111,6 +111,12 @@ function ends(key, values) {
   return { min: Math.max(0, min), max: Math.max(max, NARROWEST) };
 }
 
+// Where an axis ends, or where the figures do if the library chooses the axis.
+function extentOf(key, values) {
+  const { min = Math.min(...values), max = Math.max(...values) } = ends(key, values);
+  return { min, max };
+}
+
 function redrawAll() {
   for (const one of charts) one.draw();
 }

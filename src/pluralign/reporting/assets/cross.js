@@ -18,7 +18,7 @@ function startCross() {
   function showMap() {
     const map = mapOf();
     byId('cross-chart').hidden = !map;
-    byId('cross-caption').textContent = map ? map.note : 'This run has no cross table.';
+    byId('cross-caption').textContent = map ? `${map.note}${hasNoRoom(map) ? ' Columns stand in the order of the rows.' : ''}` : 'This run has no cross table.';
     byId('cross-table').replaceChildren();
     if (!map) return;
     byId('cross-chart').setAttribute('aria-label', `Accuracy of ${map.rows.length} adapters on the pairs of ${map.columns.length} others. The table below has the figures.`);
@@ -43,7 +43,11 @@ function isUpright(map) {
   return longestBelow(map) > (wideness() - namesBeside(map)) / map.columns.length;
 }
 
-const namesBelow = (map) => (isUpright(map) ? Math.min(110, 10 + longestBelow(map)) : 24);
+// Columns narrower than a line of text have no names: they are those of the rows, in the same order.
+const NARROWEST_NAMED = 11;
+const hasNoRoom = (map) => map.columns.length === map.rows.length && (wideness() - namesBeside(map)) / map.columns.length < NARROWEST_NAMED;
+
+const namesBelow = (map) => (hasNoRoom(map) ? 0 : isUpright(map) ? Math.min(110, 10 + longestBelow(map)) : 24);
 
 function heatOptions(map) {
   const few = map.rows.length <= 12 && map.columns.length <= 12 && !(isNarrow() && map.columns.length > 7);
@@ -52,7 +56,7 @@ function heatOptions(map) {
   return {
     grid: { left: names + 8, right: 8, top: 46, bottom: namesBelow(map) + 8 },
     tooltip: tooltip({ formatter: (event) => heatTip(map, event.data.cell) }),
-    xAxis: heatAxis({ data: map.columns, axisLabel: { interval: 0, rotate: isUpright(map) ? 90 : 0, width: isUpright(map) ? 100 : undefined, overflow: 'truncate', color: style('ink') } }),
+    xAxis: heatAxis({ data: map.columns, axisLabel: { show: !hasNoRoom(map), interval: 0, rotate: isUpright(map) ? 90 : 0, fontSize: map.columns.length > 30 ? 10 : 12, width: isUpright(map) ? 100 : undefined, overflow: 'truncate', color: style('ink') } }),
     yAxis: heatAxis({ data: map.rows, inverse: true, axisLabel: { interval: 0, width: names, overflow: 'truncate', color: style('ink'), fontSize: map.rows.length > 30 ? 10 : 12 } }),
     visualMap: {
       type: 'continuous',

@@ -82,7 +82,7 @@ function showPeople(made) {
   const rows = askedFor();
   const several = state.person >= 0 && SEVERAL;
   const keys = columnsOf(state.run);
-  const heads = [['person'], ...(several ? [['run']] : []), ...(hasGroups() ? [['group']] : []), ['pairs', 'number'],
+  const heads = [['person'], ...(several ? [['run']] : []), ...(hasGroups() ? [['group']] : []), ['pairs', 'number count'],
     ...keys.map((key) => [sortButton(key), kindOf(key), people.sort === key])];
   const body = element('tbody', { role: 'rowgroup' });
   for (const [run, row] of rows.slice(0, people.rows)) body.append(personRow(run, row, keys, several));
@@ -124,7 +124,7 @@ function personRow(run, row, keys, several) {
   const cells = [
     ...(several ? [[named(RUNS[run].name), 'run', 'whole']] : []),
     ...(hasGroups() ? [[group < 0 ? '–' : named(DATA.groups[group]), 'group', 'group']] : []),
-    [String(results.pairs[row]), 'pairs', 'number'],
+    [String(results.pairs[row]), 'pairs', 'number count'],
     ...keys.map((key) => [withRange(key, figureOf(run, row, key), boundsOf(run, row, key)), MEASURES.get(key).title, kindOf(key)]),
   ];
   return tableRow(name, cells, state.person === person);

@@ -56,6 +56,13 @@ function frontOf(points, acrossIsHigher) {
   return found.reverse();
 }
 
+// The front as a line: it goes on to the ends of the axes, for nobody is beyond it there either.
+function lineOfFront(front, [x, y], acrossIsHigher) {
+  if (!front.length) return [];
+  const left = acrossIsHigher ? x.min : x.max;
+  return [[left, front[0][1]], ...front.map((point) => point.slice(0, 2)), [front[front.length - 1][0], y.min]];
+}
+
 function meanOf(points) {
   const sum = (at) => points.reduce((total, point) => total + point[at], 0);
   return [sum(0) / points.length, sum(1) / points.length];
@@ -100,7 +107,8 @@ function tradeoffOptions(across, up) {
   const acrossIsHigher = MEASURES.get(across).higher;
   const size = all.length > 3000 ? 4 : all.length > 400 ? 6 : 9;
   const dimmed = state.person >= 0 ? 0.25 : 1;
-  const front = frontOf(all, acrossIsHigher);
+  const extents = [[across, 0], [up, 1]].map(([key, at]) => extentOf(key, all.map((point) => point[at])));
+  const front = lineOfFront(frontOf(all, acrossIsHigher), extents, acrossIsHigher);
   const runs = RUNS.map((run, number) => ({
     type: 'scatter',
     name: `run ${number}`,
@@ -132,7 +140,7 @@ function tradeoffOptions(across, up) {
       {
         type: 'line',
         name: 'Pareto front',
-        data: front.map((point) => point.slice(0, 2)),
+        data: front,
         step: 'start',
         symbol: 'none',
         silent: true,

@@ -148,8 +148,7 @@ function stepTip(curves, curve, events) {
 
 function weightOptions(curves) {
   return {
-    grid: { left: 4, right: 18, top: 34, bottom: 4, containLabel: true },
-    legend: { type: 'scroll', top: 0, itemWidth: 14, textStyle: { color: style('ink') }, formatter: (name) => shortened(curves.groups[Number(name)][0], 16) },
+    grid: { left: 4, right: 104, top: 10, bottom: 4, containLabel: true },
     xAxis: axis({ min: 0, max: curves.steps[curves.steps.length - 1], splitLine: { show: false } }),
     yAxis: axis({ min: 0, splitNumber: 4 }),
     tooltip: tooltip({ trigger: 'axis', formatter: (events) => tip(`step ${events[0].axisValue}`, events.map((event) => [curves.groups[Number(event.seriesName)][0], event.value[1].toFixed(3)])) }),
@@ -157,6 +156,9 @@ function weightOptions(curves) {
       ...line(curves, values, runColour(number), { width: 2, type: number < 8 ? 'solid' : 'dashed' }),
       name: String(number),
       silent: false,
+      // Names stand where the lines end, and move apart where these are near each other.
+      endLabel: { show: true, formatter: () => shortened(curves.groups[number][0], 14), color: runColour(number), fontSize: 11, distance: 4 },
+      labelLayout: { moveOverlap: 'shiftY' },
     })),
   };
 }
