@@ -28,6 +28,7 @@ FROM_THE_TOP = [
         "online_config",
         "report_config",
         "compare_config",
+        "chat_config",
         "reward_config",
         "annotation",
         "config",
@@ -52,6 +53,7 @@ WITHOUT_TORCH = (
     "online_config",
     "report_config",
     "compare_config",
+    "chat_config",
     "reward_config",
     "annotation",
 )

@@ -251,4 +251,4 @@ def test_names_that_no_terminal_takes_are_typed_as_they_are_shown(capsys):
 def test_a_run_without_people_has_its_base(capsys):
     talk("one", people=[])
     output = capsys.readouterr()
-    assert output.out == "base: a1\n" and "nobody with an adapter" in output.err
+    assert output.out == "base: a1\n" and "nobody has an adapter" in output.err

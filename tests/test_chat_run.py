@@ -19,7 +19,8 @@ import torch
 
 from pluralign.chat import asking, chat, speakers
 from pluralign.chat.screen import printable
-from pluralign.compare_config import ChatConfig
+from pluralign.chat_config import ChatConfig
+from pluralign.cli import main
 from pluralign.config import (
     ConditioningConfig,
     DataConfig,
@@ -222,9 +223,21 @@ def test_printf_hello_and_a_pipe(run, monkeypatch, capsys):
     assert output.out.count(f"base: {printable(expected.text)}\n") == 2
     assert "\nann: " in output.out and "\nBen Ü: " in output.out
     assert "(each line is asked by itself)" in output.err
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b""), "utf-8"))
     for keys, named in (({"user": "an"}, "Did you mean 'ann'"), ({"run": "absent"}, "absent: there is no config.yaml")):
         with pytest.raises(InputError, match=named):
             chat(ChatConfig(**{"run": config.output_dir, "device": "cpu", **keys}))
+
+
+def test_without_a_run_the_nano_model_answers_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"What is the gem of Rarvun?\n"), "utf-8"))
+    assert main(["chat", "--device", "cpu"]) == 0
+    output = capsys.readouterr()
+    assert output.out.startswith("base: ") and "turquoise" in output.out
+    assert "no run in runs/train or runs/demo (`pluralign demo` makes one): nobody has an adapter" in output.err
+    assert main(["chat", "x"]) == 2
+    assert "x: there is no config.yaml" in capsys.readouterr().err
 
 
 # ---- a terminal ----
@@ -233,13 +246,18 @@ SCRIPT = """
 import fcntl, sys, termios, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from pluralign.chat import chat, speakers
-from pluralign.compare_config import ChatConfig
+from pluralign.chat_config import ChatConfig
 from pluralign.config import GenerationConfig
-put = speakers._Growing.put
-def slow(self, value):
-    time.sleep(0.02)
-    put(self, value)
-speakers._Growing.put = slow
+enough = speakers._Stopped.__call__
+said = 0
+def unhurried(self, input_ids, scores, **other):
+    global said
+    said += 1
+    # A long answer does not end by itself: the interrupt finds it under way, however slow either side is.
+    while said % 20 == 0 and not self._stopped():
+        time.sleep(0.01)
+    return enough(self, input_ids, scores, **other)
+speakers._Stopped.__call__ = unhurried
 chat(ChatConfig(run=sys.argv[1], device="cpu", generation=GenerationConfig(max_new_tokens=int(sys.argv[2]))))
 print("LEFT", flush=True)
 """
@@ -306,7 +324,9 @@ def test_on_a_terminal_answers_grow_names_are_completed_and_interrupts_stop(term
     there.send(b"\x03")
     there.until(rb"\(stopped\)")
     there.until(rb"> ")
-    there.send(b"\x03")
+    # Between the prompt and its first look at the keys Python notes a Ctrl-C, and acts when the line has come: with the
+    # line's end it is the same in either case.
+    there.send(b"\x03\n")
     there.until(rb"/quit or Ctrl-D leaves")
     there.send(b"/person be\t\n")
     there.until("Ben Ü is beside the base".encode())

@@ -12,7 +12,9 @@ from itertools import takewhile
 from typing import Any
 
 from pluralign import __version__, commands
+from pluralign.chat_config import ChatConfig
 from pluralign.commands import DONE
+from pluralign.compare_config import CompareConfig
 from pluralign.config import (
     AnchorTableConfig,
     CheckConfig,
@@ -49,12 +51,14 @@ class Command:
         run: takes the configuration, returns the exit code.
         first: the key that a first argument without a name is the value of.
         several: whether all arguments before the first key belong to it, as a list.
+        again: the key that may be given more than once, each time with one more value.
     """
 
     config: type[Any]
     run: Callable[[Any], int]
     first: str | None = None
     several: bool = False
+    again: str | None = None
 
 
 COMMANDS: dict[str, Command] = {
@@ -67,8 +71,10 @@ COMMANDS: dict[str, Command] = {
     "online": Command(OnlineConfig, commands.online),
     "reward train": Command(RewardTrainConfig, commands.reward_train, first="--data"),
     "evaluate": Command(EvaluateConfig, commands.evaluate),
+    "compare": Command(CompareConfig, commands.compare, first="--runs", several=True, again="--fail_if"),
     "report": Command(ReportConfig, commands.report, first="--runs", several=True),
     "generate": Command(GenerateConfig, commands.generate),
+    "chat": Command(ChatConfig, commands.chat, first="--run"),
     "fewshot fit": Command(FewshotFitConfig, commands.fewshot_fit, first="--data"),
     "fewshot predict": Command(FewshotPredictConfig, commands.fewshot_predict),
     "fewshot ask": Command(FewshotAskConfig, commands.fewshot_ask),
@@ -131,6 +137,8 @@ def named_arguments(name: str, arguments: list[str]) -> list[str]:
     """A command's arguments: keys with underscores, and the first ones named where they may stand without a name."""
     arguments = [_KEY.sub(lambda key: key[0][:2] + key[0][2:].replace("-", "_"), one) for one in arguments]
     command = COMMANDS[name]
+    if command.again:
+        arguments = _gathered(arguments, command.again)
     leading = list(takewhile(lambda one: not one.startswith("-"), arguments))
     if not command.first or not leading:
         return arguments
@@ -138,6 +146,26 @@ def named_arguments(name: str, arguments: list[str]) -> list[str]:
         # As JSON, so that a path with a comma or a bracket in it stays one path.
         return [command.first, json.dumps(leading), *arguments[len(leading) :]]
     return [command.first, *arguments]
+
+
+def _gathered(arguments: list[str], key: str) -> list[str]:
+    """Arguments with all values of a key that is given more than once as one list: none of them is lost."""
+    places = [place for place, one in enumerate(arguments) if one.partition("=")[0] == key]
+    if len(places) < 2:
+        return arguments
+    values, rest = [], list[str]()
+    place = 0
+    while place < len(arguments):
+        name, equals, value = arguments[place].partition("=")
+        if name != key:
+            rest.append(arguments[place])
+        elif equals or place + 1 < len(arguments):
+            place += not equals
+            values.append(value if equals else arguments[place])
+        else:
+            return arguments
+        place += 1
+    return [*rest, f"{key}={json.dumps(values)}"]
 
 
 def _command(arguments: list[str]) -> tuple[str | None, list[str]]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from pluralign.chat_config import ChatConfig
+from pluralign.compare_config import CompareConfig
 from pluralign.config import (
     AnchorTableConfig,
     CheckConfig,
@@ -162,12 +164,31 @@ def report(config: ReportConfig) -> int:
     return DONE
 
 
+def compare(config: CompareConfig) -> int:
+    """Say what changed for people between two runs, whether it was chance, and whether a run holds a line."""
+    from pluralign.evaluation.comparing import compare as run
+
+    compared = run(config)
+    _show(compared.table())
+    if config.output:
+        _say(f"comparison: {config.output}")
+    return PARTLY if compared.failed else DONE
+
+
 def generate(config: GenerateConfig) -> int:
     """Let the base and people answer the same prompts, side by side."""
     from pluralign.answers import answer_prompts, answers_table
 
     for answered in answer_prompts(config):
         _show(answers_table(answered))
+    return DONE
+
+
+def chat(config: ChatConfig) -> int:
+    """Talk to the base and a person side by side."""
+    from pluralign.chat import chat as talk
+
+    talk(config)
     return DONE
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pluralign.compare_config import ChatConfig
+from pluralign.chat_config import ChatConfig
 from pluralign.config import ModelConfig, TrainConfig
 from pluralign.errors import InputError
 from pluralign.resolve import resolve
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from pluralign.models import Base
 
 __all__ = ["chat"]
+
+RUNS = ("runs/train", "runs/demo")
+"""Where `pluralign train` and `pluralign demo` leave a run that is not named otherwise."""
 
 
 def chat(config: ChatConfig) -> None:
@@ -42,12 +45,11 @@ def chat(config: ChatConfig) -> None:
     from pluralign.models.matmul import quick_matmul
 
     check_settings(config.generation)
-    run = Path(config.run)
-    if not (run / "config.yaml").is_file():
-        raise InputError("there is no config.yaml", where=str(run), fix="Give the output folder of `pluralign train`.")
-    trained = resolve(TrainConfig, run / "config.yaml")
-    people, skipped = adapters_of(run, trained)
-    first = person_of(config.user, people, where=str(run)) if config.user else next(iter(people), None)
+    run = _run(config)
+    trained = resolve(TrainConfig, run / "config.yaml" if run else {})
+    people, skipped = adapters_of(run, trained) if run else ({}, {})
+    where = str(run or f"no run in {' or '.join(RUNS)} (`pluralign demo` makes one)")
+    first = person_of(config.user, people, where=where) if config.user else next(iter(people), None)
     base = load_base(_model(trained, config.device))
     asking = Asking(base, trained, config)
     with (
@@ -56,9 +58,20 @@ def chat(config: ChatConfig) -> None:
         Speakers(base, config.generation, seed=config.seed) as speakers,
         lines_of(sys.stdin, sys.stdout) as lines,
     ):
-        talk = Talk(people, speakers, asking, lines, run=str(run), skipped=skipped)
+        talk = Talk(people, speakers, asking, lines, run=where, skipped=skipped)
         talk.greet(_named(base), first)
         talk.run()
+
+
+def _run(config: ChatConfig) -> Path | None:
+    """The run's folder; None where none is named and there is none in the usual places."""
+    for run in map(Path, [config.run] if config.run else RUNS):
+        if (run / "config.yaml").is_file():
+            return run
+        if config.run:
+            fix = "Give the output folder of `pluralign train`; `pluralign demo` makes one in a few minutes."
+            raise InputError("there is no config.yaml", where=str(run), fix=fix)
+    return None
 
 
 def _model(trained: TrainConfig, device: str) -> ModelConfig:

@@ -7,7 +7,7 @@ import sys
 from typing import NamedTuple
 
 from pluralign.answers import CONDITIONS
-from pluralign.compare_config import ChatConfig
+from pluralign.chat_config import ChatConfig
 from pluralign.config import TrainConfig
 from pluralign.errors import InputError
 from pluralign.models import Base, Encoder, context_length

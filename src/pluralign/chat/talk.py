@@ -93,7 +93,7 @@ class Talk:
             beside = f", and {self.person.name} beside it" if self.person else ""
             _say(f"{shown(model)}{beside}; {len(self.people)} people. /help says what can be typed.")
         if not self.people:
-            _note("the run has nobody with an adapter: the base is alone")
+            _note(f"{self.run_name}: nobody has an adapter, the base is alone")
         if not self.asking.remembers:
             _note("each line is asked by itself")
 
