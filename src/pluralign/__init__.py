@@ -1,7 +1,7 @@
 """pluralign: one base model, a whole population of people.
 
-`train`, `evaluate` and `report` take the same keys as the commands of the same name. Importing the package does not
-import torch.
+`train`, `evaluate`, `compare` and `report` take the same keys as the commands of the same name. Importing the package
+does not import torch.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pluralign.compare_config import CompareConfig
     from pluralign.config import EvaluateConfig, TrainConfig
     from pluralign.evaluation import Evaluation
+    from pluralign.evaluation.comparing import Comparison
     from pluralign.report_config import ReportConfig
     from pluralign.training import TrainResult
     from pluralign.training.planning import Plan
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "plan", "report", "train"]
+__all__ = ["__version__", "compare", "evaluate", "plan", "report", "train"]
 
 
 def train(config: TrainConfig | dict[str, Any] | str | Path) -> TrainResult:
@@ -89,3 +91,22 @@ def report(config: ReportConfig | dict[str, Any] | str | Path) -> Path:
     from pluralign.resolve import resolve
 
     return write_report(resolve(ReportConfig, config))
+
+
+def compare(config: CompareConfig | dict[str, Any] | str | Path) -> Comparison:
+    """Say what changed for people between two runs, whether it was chance, and whether a run holds a line.
+
+    Args:
+        config: the keys of `pluralign compare` as a dictionary, a YAML file or a `CompareConfig`.
+
+    Returns:
+        Figures, differences with intervals, and the conditions of `fail_if`: `failed` is true where one holds.
+
+    Raises:
+        InputError: a run has no evaluation, two runs cannot be compared, or a condition cannot be answered.
+    """
+    from pluralign.compare_config import CompareConfig
+    from pluralign.evaluation.comparing import compare as run
+    from pluralign.resolve import resolve
+
+    return run(resolve(CompareConfig, config))

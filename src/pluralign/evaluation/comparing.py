@@ -13,9 +13,10 @@ from pluralign.compare_config import CompareConfig
 from pluralign.errors import InputError
 from pluralign.evaluation.comparable import named, reasons_against, remarks_on
 from pluralign.evaluation.conditions import Condition, parse_condition
-from pluralign.evaluation.over_people import DRAWS, GINI, Measured, finite_number, measured, over_people
+from pluralign.evaluation.over_people import GINI, Measured, draws_of, finite_number, measured, over_people
 from pluralign.evaluation.paired import Difference, paired_differences
 from pluralign.evaluation.results import HIGHER_IS_BETTER, MEAN_ONLY, Evaluation, read_evaluation
+from pluralign.progress import progress_bar
 from pluralign.storage import check_place, write_json
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class Comparison:
             "shared": self.shared,
             "different": self.different,
             "remarks": self.remarks,
-            "bootstrap": {"draws": DRAWS, "seed": self.seed},
+            "bootstrap": {"draws": draws_of(len(self.shared)), "seed": self.seed},
             "differences": {key: asdict(one) for key, one in self.differences.items()},
             "conditions": [asdict(outcome) for outcome in self.outcomes],
         }
@@ -208,8 +209,9 @@ def _compare(made: Comparison, *, different: bool) -> None:
     for name, run in made.runs.items():
         if only := [person for person in run.evaluation.people if person not in made.shared]:
             made.remarks.append(f"in {name.upper()} only, and in no difference: {named(only)}")
-    for measure in MEASURES:
-        made.differences |= _differences(measure, made)
+    with progress_bar() as bar:
+        for measure in bar.track(MEASURES, description="comparing"):
+            made.differences |= _differences(measure, made)
     # What the summaries count that is of no person, such as the number of people.
     for key, value in one.summary.items():
         first, second = finite_number(value), finite_number(other.summary.get(key))
@@ -227,10 +229,9 @@ def _differences(measure: str, made: Comparison) -> dict[str, Difference]:
         [b[person] for person in people],
         higher=HIGHER_IS_BETTER.get(measure, True),
         gini=measure in GINI and min([*a.values(), *b.values()], default=0.0) >= 0,
+        mean_only=measure in MEAN_ONLY,
         seed=made.seed,
     )
-    if measure in MEAN_ONLY:
-        found = {name: one for name, one in found.items() if name == "mean"}
     return {f"{measure}.{name}": one for name, one in found.items()}
 
 

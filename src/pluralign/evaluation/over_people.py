@@ -27,14 +27,21 @@ GINI = (
     "behaviour.person.style",
     "behaviour.person.right",
     "behaviour.person.degenerate",
+    "behaviour.person.repetition",
+    "win_rate.raw",
+    "win_rate.length_controlled",
 )
 """Measures that are shares: of these there is a Gini coefficient, which takes values that cannot be negative."""
 ADDED = ("worst_decile", "gap_90_10", "gini")
 """Statistics beside those that the summary of an evaluation has."""
 DRAWS = 10_000
-"""Resamples of a bootstrap."""
-_COUNTED = ("pairs", "base_responses")
+"""Resamples of a bootstrap, of up to 1000 people."""
+FEWEST_DRAWS, MOST_DRAWN = 1000, 10**7
+"""Resamples of however many people, and people drawn in all resamples together: of more people there are fewer."""
+_COUNTED = ("pairs", "base_responses", "win_rate")
 """Parts of a person's results that always have a value where something (`n`) was measured: a null is then no number."""
+_MORE = 50
+"""People beyond twice the worst tenth who are looked at first."""
 _BLOCK = 2**18
 """Counts that are worked on at a time: in a processor's cache that is several times quicker than outside of it."""
 
@@ -146,20 +153,28 @@ def describe_samples(values: Array, counts: Array, *, higher: bool = True, gini:
     """
     if not np.isfinite(values).all():
         raise ValueError("a value is no number")
+    people, size = len(values), tenth(len(values))
     order = np.argsort(values if higher else -values, kind="stable")
     values, counts = values[order], counts[:, order]
-    upto = counts.cumsum(axis=1)
-    worst = values[(counts > 0).argmax(axis=1)]
-    best = values[len(values) - 1 - (counts[:, ::-1] > 0).argmax(axis=1)]
+    places = (1, people, size, *(place for share in (0.1, 0.9) for place in _around(share, people)))
+    # Every sample has as many people: counted through from one to the next, each begins where the last one ends.
+    through = counts.ravel().cumsum()
+    starts = np.arange(len(counts))[:, None] * people
+    at = through.searchsorted(starts + places) - starts
+    found_at = values[at]
+    worst, best = found_at[:, 0], found_at[:, 1]
+    low, high = (_between(found_at[:, place : place + 2], share, people) for place, share in ((3, 0.1), (5, 0.9)))
+    lowest = slice(0, int(at[:, 2].max()) + 1)
+    upto = through.reshape(counts.shape)[:, lowest] - starts
     found = {
-        "mean": counts @ values / len(values),
+        "mean": counts @ values / people,
         "worst": worst,
-        "worst_decile": _first(tenth(len(values)), counts, upto) @ values / tenth(len(values)),
+        "worst_decile": _first(size, counts[:, lowest], upto) @ values[lowest] / size,
         "best": best,
         "gap": abs(best - worst),
-        "gap_90_10": abs(_quantile(values, upto, 0.9) - _quantile(values, upto, 0.1)),
+        "gap_90_10": abs(high - low),
     }
-    return found | {"gini": _gini(values, counts, upto)} if gini else found
+    return found | {"gini": _gini(values, counts, through)} if gini else found
 
 
 def of_the_worst_in(first: Array, second: Array, counts: Array, *, higher: bool = True) -> Array:
@@ -176,27 +191,38 @@ def of_the_worst_in(first: Array, second: Array, counts: Array, *, higher: bool 
     Returns:
         [D].
     """
+    size = tenth(len(first))
     order = np.argsort(first if higher else -first, kind="stable")
-    first, second, counts = first[order], second[order], counts[:, order]
+    first, second = first[order], second[order]
+    # A sample's worst tenth hardly ever reaches beyond the first fifth of the people.
+    rising = first if higher else -first
+    enough = int(np.searchsorted(rising, rising[min(2 * size + _MORE, len(first) - 1)], "right"))
+    if (counts[:, order[:enough]].sum(axis=1) < size).any():
+        enough = len(first)
+    first, second, counts = first[:enough], second[:enough], counts[:, order[:enough]]
     starts = np.flatnonzero(np.concatenate([[True], first[1:] != first[:-1]]))
     tied = np.add.reduceat(counts, starts, axis=1)
     means = np.add.reduceat(counts * second, starts, axis=1) / np.maximum(tied, 1)
-    size = tenth(len(first))
     return (_first(size, tied, tied.cumsum(axis=1)) * means).sum(axis=1) / size
 
 
-def resamples(people: int, *, draws: int = DRAWS, seed: int = 0) -> Iterator[Array]:
+def draws_of(people: int) -> int:
+    """Resamples of so many people: 10,000, and of more than 1000 people fewer, down to 1000."""
+    return max(FEWEST_DRAWS, min(DRAWS, MOST_DRAWN // max(people, 1)))
+
+
+def resamples(people: int, *, draws: int | None = None, seed: int = 0) -> Iterator[Array]:
     """How often each of so many people is drawn when as many are drawn with replacement, the same for the same seed.
 
     Args:
         people: how many there are, at least 1.
-        draws: resamples in all.
+        draws: resamples in all; by default `draws_of` the people.
         seed: of the draw.
 
     Yields:
         [D, people], a block of the resamples.
     """
-    generator = np.random.default_rng(seed)
+    generator, draws = np.random.default_rng(seed), draws_of(people) if draws is None else draws
     block = max(1, _BLOCK // people)
     for start in range(0, draws, block):
         size = min(block, draws - start)
@@ -214,21 +240,34 @@ def _first(places: int, counts: Array, upto: Array) -> Array:
     return np.clip(places - (upto - counts), 0, counts)
 
 
-def _quantile(values: Array, upto: Array, share: float) -> Array:
-    """[D] with linear interpolation between neighbours, as numpy's own."""
-    place = share * (len(values) - 1)
-    below = math.floor(place)
-    low, high = (values[np.minimum((upto <= at).sum(axis=1), len(values) - 1)] for at in (below, below + 1))
-    return low + (place - below) * (high - low)
+def _around(share: float, people: int) -> tuple[int, int]:
+    """The places from 1, of people in order, that a quantile lies between."""
+    below = math.floor(share * (people - 1))
+    return below + 1, min(below + 2, people)
 
 
-def _gini(values: Array, counts: Array, upto: Array) -> Array:
-    """[D]: half the mean distance of two people over the mean; 0 where all have 0."""
+def _between(around: Array, share: float, people: int) -> Array:
+    """[D]: a quantile from the values [D, 2] that it lies between, linear between them as numpy's own."""
+    place = share * (people - 1)
+    return around[:, 0] + (place - math.floor(place)) * (around[:, 1] - around[:, 0])
+
+
+def _gini(values: Array, counts: Array, through: Array) -> Array:
+    """[D]: half the mean distance of two people over the mean; 0 where all have 0.
+
+    Args:
+        values: [n], sorted.
+        counts: [D, n] of them.
+        through: [D * n], counts added up from one sample to the next.
+    """
     if (values < 0).any():
         raise ValueError("the Gini coefficient takes no negative value")
     people = len(values)
-    # Of sorted values x_1 <= ... <= x_n it is sum((2i - n - 1) x_i) / (n sum(x)); a person drawn w times after c others
-    # has the places c + 1 to c + w, whose factors add up to w (2c + w - n). Sorted the other way, the sign changes.
-    factors = counts * (2 * (upto - counts) + counts - people)
-    total = counts @ values * people
-    return np.clip(np.divide(abs(factors @ values), total, out=np.zeros_like(total), where=total > 0), 0, 1)
+    # Of sorted values x_1 <= ... <= x_n it is sum((2i - n - 1) x_i) / (n sum(x)); a person drawn w times has the places
+    # up to u, the last of their w, whose factors add up to w (2u - w - n). Sorted the other way, the sign changes.
+    weighted = counts * values
+    total = weighted.sum(axis=1)
+    ranks = np.einsum("dn,dn->d", weighted, through.reshape(counts.shape))
+    sums = 2 * ranks - np.einsum("dn,dn->d", weighted, counts) - people * (1 + 2 * np.arange(len(counts))) * total
+    whole = total * people
+    return np.clip(np.divide(abs(sums), whole, out=np.zeros_like(whole), where=whole > 0), 0, 1)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from pluralign.evaluation.over_people import DRAWS, Array, describe_samples, of_the_worst_in, resamples
+from pluralign.evaluation.over_people import Array, describe_samples, of_the_worst_in, resamples
 from pluralign.evaluation.statistics import Interval
 
 OF_A = "worst_decile_of_a"
@@ -41,7 +42,8 @@ def paired_differences(
     *,
     higher: bool = True,
     gini: bool = True,
-    draws: int = DRAWS,
+    mean_only: bool = False,
+    draws: int | None = None,
     seed: int = 0,
 ) -> dict[str, Difference]:
     """Every statistic of `describe` in two runs, and what changed.
@@ -54,7 +56,8 @@ def paired_differences(
         b: values of the same people in the second run, in their order.
         higher: whether higher is better.
         gini: whether the Gini coefficient is wanted; values are then at least 0.
-        draws: resamples.
+        mean_only: whether nothing but the mean is.
+        draws: resamples; by default `draws_of` the people.
         seed: of the resamples; the same for all measures, so that they speak of the same people.
 
     Returns:
@@ -67,10 +70,11 @@ def paired_differences(
     people = len(first)
     if not people:
         return {}
-    (found,) = _sampled(first, second, iter([np.ones((1, people))]), higher=higher, gini=gini)
+    sampled = _means if mean_only else partial(_sampled, higher=higher, gini=gini)
+    (found,) = sampled(first, second, iter([np.ones((1, people))]))
     intervals: dict[str, Interval] = {}
     if people > 1:
-        blocks = list(_sampled(first, second, resamples(people, draws=draws, seed=seed), higher=higher, gini=gini))
+        blocks = list(sampled(first, second, resamples(people, draws=draws, seed=seed)))
         for name in found:
             changes = np.concatenate([block[name][1] - block[name][0] for block in blocks])
             low, high = np.quantile(changes, [0.025, 0.975])
@@ -84,6 +88,12 @@ def paired_differences(
 def _rounded(value: float) -> float:
     """Without the last bits, which differ where equal values are added up in another order: equal runs differ by 0."""
     return round(float(value), _DIGITS) + 0.0
+
+
+def _means(first: Array, second: Array, samples: Iterator[Array]) -> Iterator[dict[str, tuple[Array, Array]]]:
+    """As `_sampled`, of the mean alone."""
+    for counts in samples:
+        yield {"mean": (counts @ first / len(first), counts @ second / len(second))}
 
 
 def _sampled(
