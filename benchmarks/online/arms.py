@@ -28,7 +28,7 @@ class Arm:
 
 IPO = {"type": "ipo", "beta": 0.1, "length_average": True}
 HINGE = {"type": "hinge", "beta": 0.1}
-ANCHOR = {"anchor": {"base": {"weight": 0.3}}, "base_responses": {"do_sample": True, "max_new_tokens": 40}}
+ANCHOR = {"anchor": {"base": {"weight": 0.3}}, "base_responses": {"do_sample": True, "max_new_tokens": 28}}
 OFFLINE = "offline"
 ARMS: dict[str, Arm] = {
     OFFLINE: Arm(1, BEHAVIOR),
@@ -36,15 +36,13 @@ ARMS: dict[str, Arm] = {
     "offline hinge": Arm(1, BEHAVIOR, HINGE),
     "every step, fixed": Arm("every_step", FIXED),
     "2 phases": Arm(2, BEHAVIOR),
-    "2 phases, fixed": Arm(2, FIXED),
     "2 phases ipo": Arm(2, BEHAVIOR, IPO),
     "2 phases hinge": Arm(2, BEHAVIOR, HINGE),
     "2 phases anchored": Arm(2, BEHAVIOR, more=ANCHOR),
     "4 phases": Arm(4, BEHAVIOR),
+    "4 phases apo": Arm(4, BEHAVIOR, more={"extrapolation": {"alpha": 0.3}}),
     "every step": Arm("every_step", BEHAVIOR),
-    "3 phases": Arm(3, BEHAVIOR),
-    "3 phases apo": Arm(3, BEHAVIOR, more={"extrapolation": {"alpha": 0.3}}),
 }
 """With one phase the policy that samples is the one that it begins with: behavior and fixed are the same."""
-LEARNING_RATES = (1e-4, 3e-4, 1e-3)
+LEARNING_RATES = (2e-3, 4e-3, 8e-3)
 """The trials of every arm."""

@@ -1,13 +1,12 @@
 """Online preference optimization at one budget of annotations: phases, references, losses, a step beyond, an anchor.
 
-    python benchmarks/online/run.py tune      # every arm at every learning rate, on two tuning worlds
-    python benchmarks/online/run.py report    # each at its best rate, on eight other worlds
+    python benchmarks/online/run.py tune      # every arm at every learning rate, on two tuning seeds
+    python benchmarks/online/run.py report    # each at its best rate, on eight other seeds
     python benchmarks/online/run.py table     # from the committed results
     python benchmarks/online/run.py cell --arm '2 phases' --learning-rate 3e-4 --seed 1
 
-A stage is a grid of cells of about half a minute of one core, a world's model some minutes once. Cells that are there,
-below `--work` or in the results, are not made again. Worlds, models, probes and intervals are those of
-`benchmarks/forgetting`.
+A stage is a grid of cells of some seconds of one core. Cells that are there, below `--work` or in the results, are not
+made again. Intervals are those of `benchmarks/forgetting`; `setting.py` has people, questions and judges.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ RESULTS = Path(__file__).parent / "results"
 TUNING_SEEDS = (1, 2)
 SEEDS = (11, 12, 13, 14, 15, 16, 17, 18)
 JUDGED = ("wins, annotator", "at equal length, annotator", "wins, other judge", "at equal length, other judge")
-BESIDE = ("style", "kept", "degenerate", "kl", "length")
+BESIDE = ("wins over first, annotator", "style", "kept", "degenerate", "surprise", "kl", "length")
 
 
 def tune() -> list[Cell]:
@@ -42,7 +41,7 @@ def tune() -> list[Cell]:
 
 
 def report() -> list[Cell]:
-    """Each arm at the rate with the most wins by the annotator on the tuning worlds."""
+    """Each arm at the rate with the most wins by the annotator on the tuning seeds."""
     cells = grid.read(RESULTS / "tune.json")
     if {cell.digest for cell in tune()} - {cell["digest"] for cell in cells}:
         raise SystemExit("the trials are not finished: rates are chosen from all of them")
@@ -66,7 +65,7 @@ def measures(cell: dict[str, Any]) -> dict[str, float]:
 
 
 def table(cells: Sequence[dict[str, Any]]) -> str:
-    """Means over worlds with 95% intervals; wins less those of the offline arm, world by world; seconds."""
+    """Means over seeds with 95% intervals; wins less those of the offline arm, seed by seed; seconds."""
     by_arm: dict[str, dict[int, dict[str, float]]] = {}
     for cell in cells:
         by_arm.setdefault(cell["arm"], {})[cell["seed"]] = measures(cell)
@@ -74,10 +73,10 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
     names = [*JUDGED, *BESIDE]
     first = [["arm", "rate", *names]]
     second = [["less offline", *(f"{name} (detectable)" for name in JUDGED)]]
-    for arm, worlds in by_arm.items():
-        first.append([arm, f"{rates[arm]:g}", *(_shown(estimate([one[n] for one in worlds.values()])) for n in names)])
+    for arm, seeds in by_arm.items():
+        first.append([arm, f"{rates[arm]:g}", *(_shown(estimate([one[n] for one in seeds.values()])) for n in names)])
         if arm != OFFLINE:
-            less = [estimate([one[n] - by_arm[OFFLINE][seed][n] for seed, one in worlds.items()]) for n in JUDGED]
+            less = [estimate([one[n] - by_arm[OFFLINE][seed][n] for seed, one in seeds.items()]) for n in JUDGED]
             second.append([arm, *(f"{_shown(one)} ({one.detectable:.3f})" for one in less)])
     return f"{_table(first)}\n{_table(second)}\n{_table(_seconds(cells))}"
 
