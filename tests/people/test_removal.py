@@ -61,6 +61,7 @@ def test_everything_of_a_person_goes_and_nothing_of_anybody_else(trained: Any) -
     assert any("6 rows of theirs" in remark for remark in removal.remarks)
     assert sorted(path.name for path in trained.run.iterdir()) == [
         "adapters",
+        "calls.json",
         "config.yaml",
         "evaluation.json",
         "metrics.jsonl",

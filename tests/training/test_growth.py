@@ -70,8 +70,13 @@ def test_new_people_join_and_nobody_else_is_touched(
     written = yaml.safe_load((run / "config.yaml").read_text())
     assert written["data"]["path"] == config.data.path
     assert len(written["made_with"]["earlier_data"]) == 1
-    names = ["adapters", "config.yaml", "evaluation.json", "metrics.jsonl"]
+    names = ["adapters", "calls.json", "config.yaml", "evaluation.json", "metrics.jsonl"]
     assert sorted(path.name for path in run.iterdir()) == names
+    first, second = read(run, "calls.json")["calls"]
+    assert (first["people"], second["people"]) == (2, 1) and first["machine"] == second["machine"]
+    assert list(second["seconds"]) == ["preparation", "training", "evaluation"]
+    assert min(second["seconds"].values()) >= 0 and second["peak_memory_bytes"] > 10_000_000
+    assert second["machine"]["cores"] >= 1 and second["machine"]["memory_bytes"] > second["peak_memory_bytes"]
     # The same again has nothing to do.
     stamps = files_of(run)
     assert train(config) == grown

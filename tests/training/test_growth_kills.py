@@ -21,8 +21,9 @@ SETTINGS: dict[str, Any] = {
 
 
 def content(run: Path) -> dict[str, bytes]:
-    """Every file but the configuration, which holds its own path, and the evaluation."""
-    files = (path for path in run.rglob("*") if path.is_file() and path.name not in ("config.yaml", "evaluation.json"))
+    """Every file but the configuration, which holds its own path, the evaluation, and what the calls took."""
+    others = ("config.yaml", "evaluation.json", "calls.json")
+    files = (path for path in run.rglob("*") if path.is_file() and path.name not in others)
     return {path.relative_to(run).as_posix(): path.read_bytes() for path in files}
 
 

@@ -54,6 +54,7 @@ def test_a_run_leaves_what_is_documented(make_rows: Any, make_config: Any, metri
     assert set(evaluation["people"]) == set(result.adapters)
     assert sorted(path.name for path in result.output_dir.iterdir()) == [
         "adapters",
+        "calls.json",
         "config.yaml",
         "evaluation.json",
         "metrics.jsonl",

@@ -14,6 +14,7 @@ from pluralign.evaluation.results import HIGHER_IS_BETTER, MEAN_ONLY
 from pluralign.preferences import folder_name
 from pluralign.resolve import as_yaml
 from pluralign.training.lock import LOCK_FILE
+from pluralign.training.runs import CALLS_FILE
 
 _PEOPLE_KEYS = ("people", "skipped", "update")
 _PERSON_VALUES = ("user", "adapter")
@@ -56,7 +57,8 @@ class Traces:
         files = 0
         for path in sorted(run.rglob("*")):
             relative = path.relative_to(run)
-            if relative.as_posix() == LOCK_FILE:
+            # Who is at work, and on which machine: they tell of nobody's rows.
+            if relative.as_posix() in (LOCK_FILE, CALLS_FILE):
                 continue
             if self._in_path(relative):
                 found.append(f"{relative}: its name")

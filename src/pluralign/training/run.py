@@ -27,6 +27,7 @@ from pluralign.training.anchor_prompts import AnchorPrompts
 from pluralign.training.arguments import training_arguments
 from pluralign.training.bank.capacity import uses_bank
 from pluralign.training.bank.snapshots import take_up
+from pluralign.training.calls import Call
 from pluralign.training.checkpoints import full_disk_explained
 from pluralign.training.checks import check_seats, check_sharding
 from pluralign.training.cluster import check_cluster, connected, train_on_cluster
@@ -134,6 +135,7 @@ class Run:
             return self._train()
 
     def _train(self) -> TrainResult:
+        call = Call(self.arguments.device)
         config, found = self.config, self.prepare()
         census, growth, record, works = found.census, found.growth, found.record, found.works
         on_cluster = works and config.engine == "ray"
@@ -153,11 +155,16 @@ class Run:
                     contents=self._contents(),
                 )
             self._wait()
+            call.over("preparation")
             self._train_people(census, growth, record, on_cluster=on_cluster)
+            call.over("training")
         skipped = {**census.skipped, **record.skipped}
         if self.arguments.should_save:
             if works or not self.folder.evaluation.exists():
                 self._evaluate(census, growth, record, skipped)
+                call.over("evaluation")
+            if works:
+                call.write(self.folder.path, people=len(record.trained))
             self.folder.end(config, found.data_hash)
         return TrainResult(self.folder.path, record.finished, skipped, growth.changed, growth.absent)
 
@@ -262,7 +269,7 @@ class Run:
         from pluralign.evaluation.results import merged
 
         config = self.config
-        if not record.finished or not (census.held_out or config.evaluation.probes):
+        if not record.finished or not (census.held_out or config.evaluation.asks):
             return
         before = self.measured_before()
         only = None
@@ -350,9 +357,11 @@ class Run:
 
 
 def _read_probes(config: TrainConfig) -> list[ProbeSet]:
-    """Raise now, and not after the training, where the probes cannot be read."""
+    """Raise now, and not after the training, where probes or survey answers cannot be read, or tasks are not there."""
     from pluralign.evaluation import load_probes  # upwards, as in `_evaluate`
+    from pluralign.evaluation.asked import check_asked
 
+    check_asked(config.evaluation)
     return load_probes(config.evaluation.probes, max_probes=config.evaluation.max_probes, seed=config.seed)
 
 

@@ -36,8 +36,9 @@ from pluralign.versions import versions
 SCHEMA_VERSION = 1
 CONFIG_FILE = "config.yaml"
 UNFINISHED_FILE = "unfinished.json"
+CALLS_FILE = "calls.json"
 ONLINE_FILE, PHASES = "online.yaml", "phases"
-_MADE = ("adapters", "model", "state", PHASES, "metrics.jsonl", "evaluation.json")
+_MADE = ("adapters", "model", "state", PHASES, "metrics.jsonl", "evaluation.json", CALLS_FILE)
 _RESULTS = (CONFIG_FILE, ONLINE_FILE, UNFINISHED_FILE, *_MADE)
 _NOT_THE_RUN = ("output_dir", "overwrite", "update", "plan", "device", "cache_dir", "training.report_to")
 """Keys that may differ between two calls of the same run: places, devices, who is told, who is trained again."""

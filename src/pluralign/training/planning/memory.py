@@ -12,6 +12,7 @@ import torch
 
 from pluralign.models.base import Base
 from pluralign.preferences import Preference
+from pluralign.training.calls import highest_resident
 
 _LOOKED_AT = 100
 
@@ -51,7 +52,7 @@ class Levels:
         """The highest level so far."""
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_reserved(self.device))
-        return _highest_resident()
+        return highest_resident()
 
     @property
     def free(self) -> int:
@@ -95,13 +96,3 @@ def _deep_bytes(value: Any) -> int:
 
 def _resident() -> int:
     return int(psutil.Process().memory_info().rss)
-
-
-def _highest_resident() -> int:
-    if sys.platform == "win32":
-        info: Any = psutil.Process().memory_info()
-        return int(info.peak_wset)
-    import resource
-
-    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(highest if sys.platform == "darwin" else highest * 1024)
