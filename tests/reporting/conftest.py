@@ -67,9 +67,28 @@ def island() -> Callable[[Path], dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
+def ten_thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of a run with ten thousand people."""
+    folder = tmp_path_factory.mktemp("large")
+    run = made_up_runs.make_run(folder / "run", people=10_000, samples=2)
+    return write_report(ReportConfig(runs=str(run), output=str(folder / "report.html")))
+
+
+@pytest.fixture(scope="session")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of two runs with the same forty people."""
+    folder = tmp_path_factory.mktemp("two")
+    runs = [
+        made_up_runs.make_run(folder / "bapo", people=40, weights=True),
+        made_up_runs.make_run(folder / "dpo", people=40, method="dpo", forgets=0.12),
+    ]
+    return write_report(ReportConfig(runs=[str(run) for run in runs], output=str(folder / "report.html")))
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """A running Chromium; without one the test is skipped, which `make test-all` counts as a failure."""
     if chromium.find() is None:
-        pytest.skip("no chromium on the path, and PLURALIGN_CHROMIUM does not name one")
+        pytest.skip("no chromium: install it (Debian: apt-get install chromium), or name it in PLURALIGN_CHROMIUM")
     with chromium.Browser() as running:
         yield running

@@ -21,6 +21,17 @@ from pluralign.resolve import as_yaml, resolve
 from pluralign.seats import EvaluationConfig
 from pluralign.training.index import write_index
 
+MACHINE = {"system": "Linux 6.1.0", "processor": "Example Processor", "cores": 8, "memory_bytes": 34_359_738_368}
+CALLS = [
+    {
+        "started": f"2026-03-0{day}T09:00:00+00:00",
+        "people": 3,
+        "seconds": {"preparation": 12.5, "training": 300.0, "evaluation": 47.5},
+        "peak_memory_bytes": 1_500_000_000,
+        "machine": MACHINE,
+    }
+    for day in (1, 2)
+]
 STYLES = ("formal", "cheerful", "terse", "polite", "bardic", "plain")
 BASE = "9ccc550e203c7203bcc89432fd3b9d7d019aa48d4e4c4cc5c98889432804e8f9"
 PROBES = 200
@@ -83,6 +94,7 @@ def make_run(folder: Path, population: Population | None = None, **changes: Any)
         users = [f"{STYLES[number % len(STYLES)]}-{number:03d}" for number in range(users)]
     folder.mkdir(parents=True, exist_ok=True)
     _write_config(folder, population)
+    (folder / "calls.json").write_text(json.dumps({"schema_version": 1, "calls": CALLS}), encoding="utf-8")
     write_index(folder, {user: folder_name(user) for user in users}, {})
     skills = {user: _skill(user, population) for user in users}
     _write_metrics(folder / "metrics.jsonl", population, skills)

@@ -13,7 +13,7 @@ import pytest
 
 from pluralign.errors import InputError
 from pluralign.reporting.gather import cautions, differences, read_runs
-from pluralign.reporting.measures import ACCURACY, KEPT, mean_interval
+from pluralign.reporting.measures import ACCURACY, KEPT, WIN_RATE, mean_interval
 from pluralign.reporting.selection import fixed_sample, front, selected
 
 Make = Callable[..., Path]
@@ -142,6 +142,19 @@ def test_made_up_runs_have_the_documented_keys(make_run: Make) -> None:
     line = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
     missing = [key for key in (*found, *line) if not any(key in word for word in words)]
     assert not missing
+
+
+def test_win_rates_stand_beside_what_else_is_known_of_a_person(make_run: Make) -> None:
+    run = make_run(people=2)
+    user, other = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))["people"]
+    verdicts = {"n": 4, "raw": 0.75, "raw_interval": [0.3, 0.95], "length_controlled": None}
+    content = {name: {} for name in ("base", "groups", "summary", "skipped")}
+    people = {user: {"win_rate": verdicts}, "nobody": {"win_rate": verdicts}}
+    (run / "winrate").mkdir()
+    (run / "winrate" / "base.json").write_text(json.dumps({"schema_version": 1, **content, "people": people}))
+    (found,) = read_runs([str(run)])
+    assert found.people[user].values[WIN_RATE] == 0.75 and found.people[user].intervals[WIN_RATE] == (0.3, 0.95)
+    assert set(found.people) == {user, other} and WIN_RATE not in found.people[other].values
 
 
 def test_no_torch_is_needed() -> None:

@@ -47,12 +47,8 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
         page.close()
 
 
-def two_runs(make_run: Make, people: int = 40) -> tuple[Path, Path]:
-    return make_run("bapo", people=people, weights=True), make_run("dpo", people=people, method="dpo", forgets=0.12)
-
-
-def test_everything_is_drawn_and_nothing_is_asked_of_a_network(make_run: Make, report: Make, opened: Any) -> None:
-    page = opened(report(*two_runs(make_run)))
+def test_everything_is_drawn_and_nothing_is_asked_of_a_network(two_runs: Path, opened: Any) -> None:
+    page = opened(two_runs)
     assert set(page.run(SECTIONS)) == {
         *("glance", "tradeoff", "people", "groups", "cross", "answers", "training", "made")
     }
@@ -62,21 +58,17 @@ def test_everything_is_drawn_and_nothing_is_asked_of_a_network(make_run: Make, r
     assert "agrees with people most often" in page.run("document.querySelector('h1').textContent")
 
 
-def test_a_pointer_on_a_point_names_the_person(make_run: Make, report: Make, island: Any, opened: Any) -> None:
-    path = report(*two_runs(make_run))
-    page = opened(path)
+def test_a_pointer_on_a_point_names_the_person(two_runs: Path, island: Any, opened: Any) -> None:
+    page = opened(two_runs)
     page.show("#tradeoff-chart")
     x, y, person = page.run(POINT % 3)
     page.hover(x, y, "document.querySelector('.tip')")
-    assert island(path)["people"][person] in page.run("document.querySelector('.tip').textContent")
+    assert island(two_runs)["people"][person] in page.run("document.querySelector('.tip').textContent")
 
 
-def test_a_click_on_a_point_filters_the_tables_and_can_be_undone(
-    make_run: Make, report: Make, island: Any, opened: Any
-) -> None:
-    path = report(*two_runs(make_run))
-    name_of = island(path)["people"]
-    page = opened(path)
+def test_a_click_on_a_point_filters_the_tables_and_can_be_undone(two_runs: Path, island: Any, opened: Any) -> None:
+    name_of = island(two_runs)["people"]
+    page = opened(two_runs)
     page.show("#tradeoff-chart")
     x, y, person = page.run(POINT % 5)
     page.click(x, y)
@@ -89,8 +81,8 @@ def test_a_click_on_a_point_filters_the_tables_and_can_be_undone(
     assert page.run("document.querySelector('#selection').hidden") and len(page.all_texts(names)) == 20
 
 
-def test_what_a_pointer_does_a_keyboard_does_too(make_run: Make, report: Make, opened: Any) -> None:
-    page = opened(report(*two_runs(make_run)))
+def test_what_a_pointer_does_a_keyboard_does_too(two_runs: Path, opened: Any) -> None:
+    page = opened(two_runs)
     names = "#people-table tbody th"
     third = page.all_texts(names)[2]
     page.run("document.querySelectorAll('#people-table tbody th button')[2].focus()")
@@ -100,8 +92,8 @@ def test_what_a_pointer_does_a_keyboard_does_too(make_run: Make, report: Make, o
     assert len(page.all_texts(names)) == 20
 
 
-def test_tables_sort_filter_and_go_on(make_run: Make, report: Make, opened: Any) -> None:
-    page = opened(report(*two_runs(make_run)))
+def test_tables_sort_filter_and_go_on(two_runs: Path, opened: Any) -> None:
+    page = opened(two_runs)
     column = "#people-table tbody td[data-label=kept]"
     heads = "[...document.querySelectorAll('#people-table thead button')]"
     page.run(f"{heads}.find((one) => one.textContent === 'kept').click()")
@@ -120,8 +112,9 @@ def test_tables_sort_filter_and_go_on(make_run: Make, report: Make, opened: Any)
     assert {name} == set(page.all_texts("#people-table td.group"))
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [320, 390, 820])
+@pytest.mark.parametrize(
+    ("width", "dark"), [(320, True), (390, False), (390, True), (820, False)], ids=lambda value: str(value)
+)
 def test_nothing_is_wider_than_the_window(make_run: Make, report: Make, opened: Any, width: int, dark: bool) -> None:
     long_names = [f"somebody.with.a.rather.long.address.{number}@subdomain.example.org" for number in range(12)]
     page = opened(report(make_run(people=long_names)), width=width, height=844, phone=width < 400, dark=dark)
@@ -186,19 +179,30 @@ def test_eight_runs_and_identities_work(make_run: Make, change: Any, report: Mak
     assert page.run(WIDER) == 0
 
 
-def test_paper_gets_every_chart_in_the_colours_of_the_day(make_run: Make, report: Make, browser: Any) -> None:
+INK = """
+[...document.querySelectorAll('canvas.paper')].map((copy) => {
+  const pixels = copy.getContext('2d').getImageData(0, 0, copy.width, copy.height).data;
+  let ink = 0;
+  for (let at = 3; at < pixels.length; at += 4) if (pixels[at]) ink += 1;
+  return [copy.getBoundingClientRect().width, ink];
+})
+"""
+
+
+def test_paper_gets_every_chart_in_the_colours_of_the_day(two_runs: Path, browser: Any) -> None:
     page = browser.page(width=1000, dark=True)
-    page.open(report(*two_runs(make_run)))
+    page.open(two_runs)
     printed = page.pdf()
     assert printed.startswith(b"%PDF") and len(printed) > 100_000
     assert page.complaints == []
     page.run("dispatchEvent(new Event('beforeprint'))")
     assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert page.run(
-        "[...document.querySelectorAll('.chart')].filter((one) => one.offsetParent).every((one) => one.dataset.drawn)"
-    )
+    copies = page.run(INK)
+    assert len(copies) == page.run("[...document.querySelectorAll('.chart')].filter((one) => one.offsetParent).length")
+    assert all(0 < width <= 660 and ink > 2_000 for width, ink in copies)
     page.run("dispatchEvent(new Event('afterprint'))")
     assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
+    assert page.run("document.querySelectorAll('.paper').length") == 0
     page.close()
 
 
@@ -212,9 +216,35 @@ def test_without_a_program_the_summary_is_there(make_run: Make, report: Make, br
     page.close()
 
 
-def test_ten_thousand_people_can_be_looked_at(make_run: Make, report: Make, island: Any, opened: Any) -> None:
-    path = report(make_run(people=10_000, samples=1))
-    page = opened(path)
+def test_where_all_have_the_same_a_finer_measure_is_shown(
+    make_run: Make, change: Any, report: Make, opened: Any
+) -> None:
+    run = make_run(people=5)
+
+    def level(content: dict[str, Any]) -> None:
+        for person in content["people"].values():
+            person["pairs"]["accuracy"] = 1.0
+
+    change(run, level)
+    page = opened(report(run))
+    assert page.run("document.querySelector('#tradeoff-up').value") == "pairs.margin"
+    assert page.run("document.querySelector('#tradeoff-across').value") == "retention.kept"
+    assert "Everybody's accuracy is 100.0%" in page.run("document.querySelector('#tradeoff-caption').textContent")
+    page.put("#tradeoff-up", "pairs.accuracy")
+    assert "Everybody's" not in page.run("document.querySelector('#tradeoff-caption').textContent")
+
+
+def test_of_a_chosen_person_every_figure_is_there(two_runs: Path, opened: Any) -> None:
+    page = opened(two_runs, width=390, height=844, phone=True)
+    page.run("document.querySelector('#people-table tbody button').click()")
+    cells = "[...document.querySelectorAll('#people-table tbody tr:first-child td')]"
+    visible = f"{cells}.filter((one) => one.offsetParent).map((one) => one.dataset.label)"
+    assert {"pairs", "accuracy", "kept", "margin", "ranking accuracy", "KL a token"} <= set(page.run(visible))
+    assert page.run(WIDER) == 0
+
+
+def test_ten_thousand_people_can_be_looked_at(ten_thousand: Path, opened: Any) -> None:
+    page = opened(ten_thousand)
     page.show("#tradeoff-chart")
     x, y, _ = page.run(POINT % 9_000)
     page.hover(x, y, "document.querySelector('.tip')")

@@ -127,13 +127,30 @@ def test_pseudonyms_leave_nothing_that_tells_of_people(make_run: Make, change: A
     config.write_text(config.read_text() + f"  machine: {{host: {secret}}}\n")
     metrics = folder / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace("group/terse", f"group/{secret}"))
-    assert secret in report(folder).read_text(encoding="utf-8")
+    written = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["people"].values()
+    samples = [sample for person in written for sample in person["behaviour"]["samples"]]
+    # A word or two may stand in any program; what people wrote is longer.
+    texts = {sample[key] for sample in samples for key in ("prompt", "chosen", "base", "person")}
+    texts = {one for one in texts if len(one) > 12}
+    full = report(folder).read_text(encoding="utf-8")
+    assert secret in full and len(texts) > 20 and any(one in full for one in texts)
     path = report(folder, pseudonyms=True)
     text = path.read_text(encoding="utf-8")
     assert secret not in text and secret.lower() not in text
+    assert not [one for one in texts if one in text]
     data = island(path)
     assert {"person 1", "person 7"} <= set(data["people"]) and not data["runs"][0]["answers"]
     assert "run 1 (bapo)" in text and "(withheld)" in text and "People and groups are numbered" in text
+
+
+def test_machine_time_and_memory_are_those_of_the_calls(make_run: Make, report: Make) -> None:
+    run = make_run(people=2)
+    words = " ".join(parsed(report(run, pseudonyms=True)).words)
+    assert "Linux 6.1.0, Example Processor, 8 cores, 34.4 GB of memory" in words
+    taken = "0:12:00 (preparation 0:00:25, training 0:10:00, evaluation 0:01:35)"
+    assert f"{taken}; 2 calls, the first begun 2026-03-01 09:00 UTC" in words and "1.5 GB" in words
+    (run / "calls.json").unlink()
+    assert " ".join(parsed(report(run)).words).count("not recorded") == 3
 
 
 def test_runs_on_other_data_are_refused_unless_asked_for_and_then_it_is_said(make_run: Make, report: Make) -> None:
@@ -241,10 +258,9 @@ def test_a_page_that_would_be_too_large_has_less_in_it_and_says_so(
 
 
 @pytest.mark.slow
-def test_ten_thousand_people_fit(make_run: Make, report: Make, island: Any) -> None:
-    path = report(make_run(people=10_000, samples=2))
-    assert path.stat().st_size <= page_module.MOST_BYTES
-    run = island(path)["runs"][0]
+def test_ten_thousand_people_fit(ten_thousand: Path, island: Any) -> None:
+    assert ten_thousand.stat().st_size <= page_module.MOST_BYTES
+    run = island(ten_thousand)["runs"][0]
     assert len(run["results"]["person"]) == 10_000 and 50 < len(run["curves"]["metrics"]["loss"]["singles"]) <= 100
 
 

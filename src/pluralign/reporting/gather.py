@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pluralign.errors import InputError
@@ -11,9 +12,12 @@ from pluralign.evaluation.results import Evaluation, measure_of, read_evaluation
 from pluralign.preferences import ALL
 from pluralign.reporting.measures import Interval, intervals_of, values_of
 from pluralign.resolve import flat, read_yaml
+from pluralign.storage import read_json
 from pluralign.training.index import index_path, read_index
-from pluralign.training.runs import CONFIG_FILE, ONLINE_FILE, UNFINISHED_FILE, RunFolder
+from pluralign.training.runs import CALLS_FILE, CONFIG_FILE, ONLINE_FILE, UNFINISHED_FILE, RunFolder
 
+WIN_RATES = "winrate/base.json"
+"""Below a run's folder, win rates against the base."""
 MOST_RUNS = 8
 """A chart tells no more marks than that apart."""
 
@@ -52,6 +56,7 @@ class Run:
         people: id -> results, worst first.
         unmeasured: people with an adapter and without a result.
         finished: whether everybody is decided.
+        calls: what each call of `pluralign train` or `online` took; empty where an older version did not record it.
     """
 
     folder: RunFolder
@@ -62,6 +67,7 @@ class Run:
     people: dict[str, Person]
     unmeasured: int
     finished: bool
+    calls: list[dict[str, Any]]
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
@@ -132,6 +138,7 @@ def _read(folder: RunFolder, given: str, name: str) -> Run:
         )
     online = folder.path / ONLINE_FILE
     evaluation = read_evaluation(folder.evaluation)
+    _add_win_rates(evaluation, folder.path / WIN_RATES)
     people = _people(evaluation, str(folder.evaluation))
     measured = set(people) | set(evaluation.skipped)
     trained = read_index(folder.path).people if index_path(folder.path).is_file() else {}
@@ -147,7 +154,24 @@ def _read(folder: RunFolder, given: str, name: str) -> Run:
         people=people,
         unmeasured=sum(user not in measured for user in trained) if own else 0,
         finished=not (folder.path / UNFINISHED_FILE).exists(),
+        calls=_calls(folder.path / CALLS_FILE),
     )
+
+
+def _add_win_rates(evaluation: Evaluation, path: Path) -> None:
+    """Put people's win rates against the base, a file of their own, beside what else is known of them."""
+    if not path.exists():
+        return
+    judged = read_evaluation(path)
+    for user, results in judged.people.items():
+        if user in evaluation.people and isinstance(results, Mapping):
+            evaluation.people[user] = {**evaluation.people[user], "win_rate": results.get("win_rate")}
+
+
+def _calls(path: Path) -> list[dict[str, Any]]:
+    content = read_json(path) if path.exists() else {}
+    calls = content.get("calls") if isinstance(content, dict) else None
+    return [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
 
 
 def _people(evaluation: Evaluation, where: str) -> dict[str, Person]:

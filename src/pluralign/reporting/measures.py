@@ -11,6 +11,7 @@ from pluralign.evaluation.results import measure_of
 Interval = tuple[float, float]
 
 ACCURACY, KEPT = "pairs.accuracy", "retention.kept"
+WIN_RATE = "win_rate.raw"
 
 
 class Measure(NamedTuple):
@@ -46,6 +47,24 @@ MEASURES = (
         True,
         "held-out pairs that the adapter judges as the person did",
         interval="pairs.accuracy_interval",
+    ),
+    Measure(
+        WIN_RATE,
+        "win rate",
+        "share",
+        3,
+        True,
+        "written answers that the judge prefers to the base's, ties counting half",
+        interval="win_rate.raw_interval",
+    ),
+    Measure(
+        "win_rate.length_controlled",
+        "win rate, equal length",
+        "share",
+        3,
+        True,
+        "the same, as it would be if both answers were of one length",
+        interval="win_rate.length_controlled_interval",
     ),
     Measure(
         KEPT,
@@ -124,6 +143,32 @@ MEASURES = (
         3,
         False,
         "how far the adapter's next token is from the base's, on the base's own answers",
+    ),
+    Measure(
+        "behaviour.person.kl_per_token",
+        "KL a token, own answers",
+        "nats a token",
+        3,
+        False,
+        "the same, on the answers that the adapter writes",
+    ),
+    Measure(
+        "behaviour.person.repetition",
+        "repetition",
+        "share",
+        3,
+        False,
+        "4-grams of a written answer that it has had before",
+        base="behaviour.base.repetition",
+    ),
+    Measure(
+        "behaviour.person.base_perplexity",
+        "perplexity",
+        "of the base",
+        2,
+        False,
+        "how unlikely the base finds the written answers",
+        base="behaviour.base.base_perplexity",
     ),
 )
 BY_KEY = {measure.key: measure for measure in MEASURES}

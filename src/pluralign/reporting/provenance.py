@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import typing
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+
+from rich.filesize import decimal
 
 from pluralign.online_config import OnlineConfig
 from pluralign.preferences import shown
@@ -76,15 +80,47 @@ def _origin(run: Run, pseudonyms: bool) -> dict[str, str]:
     made_with.pop("schema_version", None)
     versions = made_with.pop("versions", None) or {}
     found |= {f"version of {name}": version for name, version in versions.items()}
-    # Whatever a run writes about itself is shown under its own name: a machine, times, a peak of memory.
+    found |= _taken(run.calls)
+    # Whatever else a run writes about itself is shown under its own name.
     rest = {
         key.replace("_", " "): WITHHELD if pseudonyms and not _is_hash(value) else value
         for key, value in flat(made_with).items()
     }
-    for what in ("machine", "time", "memory"):
-        if not any(key.split(".")[0].startswith(what) for key in rest):
-            rest[what] = _NOT_RECORDED
     return {key: _text(value) for key, value in (found | rest).items() if value not in (None, "", [])}
+
+
+def _taken(calls: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Machine, time and memory of a run's calls; they say nothing of people."""
+    machines = [found for call in calls if isinstance(found := call.get("machine"), Mapping)]
+    seconds: Counter[str] = Counter()
+    for call in calls:
+        seconds.update({str(part): took for part, took in (call.get("seconds") or {}).items()})
+    parts = ", ".join(f"{part} {_duration(took)}" for part, took in seconds.items())
+    several = f"{len(calls)} calls, the first begun" if len(calls) > 1 else "begun"
+    time = f"{_duration(seconds.total())} ({parts}); {several} {_minute(calls[0].get('started'))}" if seconds else ""
+    peaks = {
+        kind: max((call[key] for call in calls if isinstance(call.get(key), int)), default=0)
+        for kind, key in (("", "peak_memory_bytes"), ("accelerator ", "peak_accelerator_bytes"))
+    }
+    memory = ", ".join(f"{kind}{decimal(peak)}" for kind, peak in peaks.items() if peak)
+    found = {"machine": "; ".join(dict.fromkeys(map(_machine, machines))), "time": time, "memory, at most": memory}
+    return {key: value or _NOT_RECORDED for key, value in found.items()}
+
+
+def _machine(found: Mapping[str, Any]) -> str:
+    cores, memory = found.get("cores"), found.get("memory_bytes")
+    parts = [found.get("system"), found.get("processor"), cores and f"{cores} cores"]
+    parts += [memory and f"{decimal(memory)} of memory", found.get("accelerator")]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def _minute(started: Any) -> str:
+    """When a call began; the record has it in ISO 8601, in UTC."""
+    return f"{str(started)[:16].replace('T', ' ')} UTC"
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 def _is_hash(value: Any) -> bool:

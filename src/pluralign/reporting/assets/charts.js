@@ -132,6 +132,15 @@ window.addEventListener('resize', () => {
   }, 150);
 });
 
+// A browser prints one canvas of several that lie on each other: paper gets a copy of the whole chart.
+function onPaper(made) {
+  // Finer than the screen, so that the copy is painted anew and whole.
+  const copy = made.instance.renderToCanvas({ pixelRatio: 2 * Math.ceil(window.devicePixelRatio) });
+  copy.className = 'paper';
+  Object.assign(copy.style, { position: 'static', width: `${made.instance.getWidth()}px`, height: `${made.instance.getHeight()}px` });
+  made.container.after(copy);
+}
+
 // Paper: everything is drawn, in the colours of the day, as wide as a page.
 window.addEventListener('beforeprint', () => {
   root.classList.add('print');
@@ -140,10 +149,12 @@ window.addEventListener('beforeprint', () => {
     const inPanel = one.container.closest('.panels');
     one.instance?.resize({ width: inPanel ? 320 : PRINT_WIDTH });
     one.draw();
+    if (one.instance) onPaper(one);
   }
 });
 window.addEventListener('afterprint', () => {
   root.classList.remove('print');
+  document.querySelectorAll('.paper').forEach((copy) => copy.remove());
   for (const one of charts) {
     one.instance?.resize({ width: 'auto' });
     one.draw();

@@ -74,6 +74,7 @@ function heatOptions(map) {
     },
     series: [{
       type: 'heatmap',
+      progressive: 0,
       data: map.cells.map((cell) => ({
         value: [cell[1], cell[0], value(cell)],
         cell,

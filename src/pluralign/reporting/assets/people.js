@@ -1,13 +1,15 @@
 // People and groups, worst first: their figures with intervals, as a chart and as a table.
 
 const PAGE_ROWS = isNarrow() ? 8 : 20;
-// What a narrow screen shows of everybody; of a chosen person it shows all.
-const MAJOR = [ACCURACY, KEPT, 'behaviour.person.style', 'behaviour.person.right'];
-const kindOf = (key) => (MAJOR.includes(key) ? 'number' : 'number minor');
+// What a narrow screen shows of everybody, and what a wide one does; of a chosen person both show all.
+const MAJOR = [ACCURACY, WIN_RATE, KEPT, 'behaviour.person.style', 'behaviour.person.right'];
+const COMMON = [...MAJOR, 'retention.kept_own', 'behaviour.person.degenerate', 'pairs.margin', 'cross.others_accuracy', 'base_responses.kl_per_token'];
+const kindOf = (key) => (MAJOR.includes(key) || key === people.sort ? 'number' : 'number minor');
 const CHART_ROWS = 20;
 const people = { sort: ACCURACY, worstFirst: true, find: '', rows: PAGE_ROWS };
 
-const columnsOf = (run) => DATA.measures.map((measure) => measure.key).filter((key) => RUNS[run].results.values[key]);
+const columnsOf = (run, ofOne = false) => DATA.measures.map((measure) => measure.key)
+  .filter((key) => RUNS[run].results.values[key] && (ofOne || COMMON.includes(key) || key === people.sort));
 
 // Rows of a run in the order of a measure; who has no value stands last, whichever end is first.
 function sorted(run) {
@@ -81,7 +83,7 @@ function panelKeys(key) {
 function showPeople(made) {
   const rows = askedFor();
   const several = state.person >= 0 && SEVERAL;
-  const keys = columnsOf(state.run);
+  const keys = columnsOf(state.run, state.person >= 0);
   const heads = [['person'], ...(several ? [['run']] : []), ...(hasGroups() ? [['group']] : []), ['pairs', 'number count'],
     ...keys.map((key) => [sortButton(key), kindOf(key), people.sort === key])];
   const body = element('tbody', { role: 'rowgroup' });

@@ -1,9 +1,27 @@
 // What people won against what was kept: a point a person, a mark a run, and the front that nobody is beyond.
 
-const UPS = [ACCURACY, 'behaviour.person.style', 'behaviour.person.right', 'pairs.ranking_accuracy', 'pairs.margin'];
+const WIN_RATE = 'win_rate.raw';
+const UPS = [ACCURACY, WIN_RATE, 'win_rate.length_controlled', 'behaviour.person.style', 'behaviour.person.right', 'pairs.ranking_accuracy', 'pairs.margin'];
 const ACROSS = [KEPT, 'retention.kept_own', 'base_responses.kl_per_token'];
 const DASHES = 'path://M0 4h4v2h-4z M6 4h4v2h-4z M12 4h4v2h-4z';
 const SPREAD = Math.PI * (3 - Math.sqrt(5));
+
+// Where nobody differs in the usual measure, these tell people apart.
+const FINER = [WIN_RATE, 'pairs.margin'];
+
+const isVaried = (key) => new Set(RUNS.flatMap((run) => run.results.values[key] || []).filter((figure) => figure !== null)).size > 1;
+
+function firstShown(keys) {
+  if (isVaried(keys[0])) return keys[0];
+  return [...FINER, ...keys].find((key) => keys.includes(key) && isVaried(key)) || keys[0];
+}
+
+// Says which measures are not shown at first because everybody has the same.
+function levelled(keys) {
+  const level = keys.filter(([all, key]) => key !== all[0] && key === firstShown(all)).map(([all]) => all[0]);
+  const said = level.map((key) => `${MEASURES.get(key).title} is ${shown(key, RUNS.flatMap((run) => run.results.values[key] || []).find((figure) => figure !== null))}`);
+  return said.length ? ` Everybody's ${said.join(' and everybody\'s ')}, so another measure is shown.` : '';
+}
 
 const isMeasured = (key) => RUNS.some((run) => run.results.values[key]);
 
@@ -75,6 +93,7 @@ function startTradeoff() {
   reveal('tradeoff');
   for (const [id, keys] of [['tradeoff-up', ups], ['tradeoff-across', across]]) {
     fill(byId(id), keys.map((key) => [key, titled(key)]));
+    byId(id).value = firstShown(keys);
     byId(id).parentElement.hidden = keys.length < 2;
     byId(id).addEventListener('change', () => made.draw());
     byId(id).addEventListener('change', caption);
@@ -94,7 +113,7 @@ function startTradeoff() {
     const each = SEVERAL ? ` (${RUNS.map((run, number) => `${people[number]} of ${run.name}`).join(', ')})` : '';
     const left = missing.reduce((sum, one) => sum + one, 0);
     const missed = left ? ` ${counted(left, 'point is', 'points are')} missing: one of the two was not measured.` : '';
-    byId('tradeoff-caption').textContent = `${counted(total, 'point is', 'points are')} on the Pareto front${each}: nobody has more of one without less of the other.${missed}`;
+    byId('tradeoff-caption').textContent = `${counted(total, 'point is', 'points are')} on the Pareto front${each}: nobody has more of one without less of the other.${missed}${levelled([[ups, keys()[1]], [across, keys()[0]]])}`;
     byId('tradeoff-chart').setAttribute('aria-label', `${titled(keys()[1])} against ${titled(keys()[0])}, a point a person. The table of people has the same figures.`);
   }
   caption();

@@ -113,6 +113,7 @@ function singleLines(curves, curve, colour) {
     type: 'lines',
     coordinateSystem: 'cartesian2d',
     polyline: true,
+    progressive: 0,
     tooltip: { trigger: 'item', formatter: (event) => tip(event.data.person < 0 ? 'everybody' : DATA.people[event.data.person], []) },
     emphasis: { lineStyle: { width: 2.5, opacity: 1 } },
   };
