@@ -6,6 +6,7 @@ No torch here: help and error messages must not pay for it. Each key's help is t
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 
@@ -307,6 +308,52 @@ class BankConfig:
 
 
 @dataclass
+class KnowledgeConfig:
+    """Tasks of lm-eval (extra `knowledge`), put to the base and to everybody."""
+
+    tasks: str | list[str] = field(default_factory=list)
+    """Tasks, groups or tags of lm-eval by name, or YAML files of tasks: one, several with commas between, or a list."""
+    include_path: str | list[str] = field(default_factory=list)
+    """Folders of tasks of your own, which are then known by their names."""
+    num_fewshot: int | None = None
+    """Examples before each question; by default as each task has it."""
+    limit: float | None = None
+    """Documents of each task at most; below 1, a share of them."""
+    apply_chat_template: bool = False
+    """Put questions as turns of the chat template."""
+    batch_size: int = 16
+    """Rows in one forward."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks, each once."""
+        given = self.tasks.split(",") if isinstance(self.tasks, str) else self.tasks
+        return tuple(dict.fromkeys(name.strip() for name in given if name.strip()))
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders of tasks."""
+        given = [self.include_path] if isinstance(self.include_path, str) else self.include_path
+        return tuple(str(Path(one).expanduser()) for one in given if one)
+
+
+@dataclass
+class DistributionConfig:
+    """Survey answers that people's policies are compared with."""
+
+    answers: str | list[str] = field(default_factory=list)
+    """Tables of survey answers (`group, question, options, distribution`), as of `pluralign fewshot`."""
+    group: str = "group"
+    """Column that says whose answers they are: a person's id, or the group of their rows."""
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables, each once."""
+        given = [self.answers] if isinstance(self.answers, str) else self.answers
+        return tuple(dict.fromkeys(one for one in given if one))
+
+
+@dataclass
 class EvaluationConfig:
     """What is measured of each person."""
 
@@ -322,3 +369,10 @@ class EvaluationConfig:
     """Held-out prompts a person that are answered and judged."""
     identities: bool = False
     """Where prompts are conditioned: score held-out pairs also under another person's identity and under none."""
+    knowledge: KnowledgeConfig = field(default_factory=KnowledgeConfig)
+    distribution: DistributionConfig = field(default_factory=DistributionConfig)
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is something to measure with where no pairs are held out."""
+        return bool(self.probes or self.knowledge.names or self.distribution.tables)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pluralign.config import EvaluationConfig, GenerationConfig
-from pluralign.errors import InputError
+from pluralign.evaluation.asked import Asked, check_questions
 from pluralign.evaluation.behaviour import behaviour
+from pluralign.evaluation.distribution import load_opinions
 from pluralign.evaluation.drift import BaseLogits, Drift, drift
 from pluralign.evaluation.identities import Listening
 from pluralign.evaluation.pairs import cross_plan, cross_results, drift_results, pair_results, scored_pairs
 from pluralign.evaluation.people import Person, gather
 from pluralign.evaluation.policies import Policies, of_one_shape, opened_policies
-from pluralign.evaluation.probes import ProbeSet, load_probes, world_of
+from pluralign.evaluation.probes import load_probes, world_of
 from pluralign.evaluation.results import Evaluation, by_group, summarize
-from pluralign.evaluation.retention import BASE, OWN, Answered, ProbeBook, ProbeQuestion, answered, retention
+from pluralign.evaluation.retention import Answered, answered, retention
 from pluralign.evaluation.statistics import mean
 from pluralign.evaluation.text_quality import spoken
 from pluralign.models.anchoring import Anchored
@@ -31,8 +31,6 @@ from pluralign.models.rows import Layout
 from pluralign.models.scoring import Forward, Ids, Request, request_row, score_owned
 from pluralign.progress import progress_bar
 from pluralign.world import World
-
-SHOWN_PROBLEMS = 10
 
 
 def evaluate_people(
@@ -77,7 +75,7 @@ def evaluate_people(
         other_identities: where prompts are conditioned, `held_out` as the model would meet them under somebody else's
             identity (`random`) and under none (`missing`), each in the order of `held_out`; see `Listening`.
         done: told the name of every part when it is done: `base`, then, some people at a time, `adapters`, `scores`,
-            `drift` and `answers`.
+            `drift`, `answers` and `knowledge`.
 
     Returns:
         The evaluation, not yet written. A person whose adapter cannot be loaded is in `skipped`; the others go on.
@@ -86,6 +84,7 @@ def evaluate_people(
         InputError: the probes cannot be used.
     """
     sets = load_probes(settings.probes, max_probes=settings.max_probes, seed=seed)
+    answers = load_opinions(settings.distribution)
     check_questions(sets, encoder)
     rows = _referenced(base, held_out, cache, layout)
     people, missing = gather(adapters, rows, per=per, max_prompts=settings.max_prompts, seed=seed)
@@ -93,7 +92,7 @@ def evaluate_people(
     if other_identities is not None:
         others = {name: _referenced(base, some, cache, layout) for name, some in other_identities.items()}
         listening = Listening.of(others, adapters, per=per)
-    asked = set(people if only is None else only)
+    wanted = set(people if only is None else only)
     pairs = {name: one.pairs for name, one in people.items()}
     run = _Run(
         base=base,
@@ -104,17 +103,18 @@ def evaluate_people(
         forward=Forward.of(base, layout),
         seed=seed,
         world=world or next((found for found in map(world_of, _names(settings)) if found), None),
-        book=_book(base, encoder, sets, held_out),
+        asked=Asked.of(base, encoder, settings, sets, answers, held_out),
         people=people,
-        measured={name: one for name, one in people.items() if name in asked},
-        cross=cross_plan(pairs, limit=settings.cross_table, seed=seed, only=asked),
+        measured={name: one for name, one in people.items() if name in wanted},
+        cross=cross_plan(pairs, limit=settings.cross_table, seed=seed, only=wanted),
         listening=listening,
         done=done,
     )
+    run.asked.check(run.measured)
     results, failed = run.measure()
     reasons = {**missing, **(skipped or {}), **failed}
     return Evaluation(
-        base=_base_section(run, sets),
+        base=_base_section(run),
         people=results,
         groups=by_group(results),
         summary=summarize(results, reasons),
@@ -135,7 +135,7 @@ class _Run:
         answers: prompt -> the base's answer.
         base_logps: prompt -> log-prob of that answer under the base.
         own_words: person -> prompts with what the base says to them.
-        base_scores: log-prob of every probe's options under the base.
+        base_scores: log-prob under the base of every option of probes and survey questions.
         done: told what is done.
     """
 
@@ -147,7 +147,7 @@ class _Run:
     forward: Forward
     seed: int
     world: World | None
-    book: ProbeBook
+    asked: Asked
     people: dict[str, Person]
     measured: dict[str, Person]
     cross: dict[str, list[str]]
@@ -163,7 +163,7 @@ class _Run:
         self.answers = self._base_answers()
         self.base_logps = self._base_logps()
         self.own_words = self._base_rows()
-        self.base_scores = self._base_probe_scores()
+        self.base_scores = self._base_scores()
         self.done("base")
         by_folder: dict[Path, list[Person]] = {}
         for person in self.measured.values():
@@ -216,26 +216,13 @@ class _Run:
         ]
         return self.encoder.encode_many(rows, ("base",))
 
-    def _base_probe_scores(self) -> dict[Request, float]:
-        """Log-prob of every option behind every manner that is asked for."""
-        # People of one manner share the very list.
-        parts = {id(part): part for name in self.measured for part in self._questions(name).values()}
-        questions = [question for part in parts.values() for question in part]
-        rows = [
-            Encoded(list(one.prompt), {f"o{number}": list(option) for number, option in enumerate(one.options)})
-            for one in questions
-        ]
-        found = reference_logps(self.base, rows, self.cache, layout=self.forward.layout) if rows else []
-        return {
-            request: logps[f"o{number}"]
-            for one, logps in zip(questions, found, strict=True)
-            for number, request in enumerate(one.requests)
-        }
+    def _base_scores(self) -> dict[Request, float]:
+        """Log-prob of every option of probes and survey questions."""
+        layout = self.forward.layout
+        people = list(self.measured.values())
+        return self.asked.base_scores(people, lambda rows: reference_logps(self.base, rows, self.cache, layout=layout))
 
     # -- one policy ---------------------------------------------------------------------------------------------
-
-    def _questions(self, name: str) -> dict[str, list[ProbeQuestion]]:
-        return {BASE: self.book.behind_base(), OWN: self.book.behind_own(self.people[name].manner)}
 
     def _measure_policies(
         self, policies: Policies, served: Mapping[int, Sequence[Person]], logits: BaseLogits
@@ -264,6 +251,8 @@ class _Run:
             policies.rows_of,
         )
         self.done("answers")
+        told = {number: self.asked.told(policies, number) for number in served}
+        self.done("knowledge")
         if self.listening:
             self.listening.hear(served, scores)
         return {
@@ -275,6 +264,8 @@ class _Run:
                 "cross": self._cross(person, scores[number]),
                 "base_responses": drift_results([drifts[number][request] for request in self.own_words[person.id]]),
                 "retention": self._retention(person, scores[number]),
+                "knowledge": told[number],
+                "distribution": self.asked.distribution(person, scores[number], self.base_scores),
                 "behaviour": self._behaviour(person, answers.get(number, {}), said.get(number, {})),
             }
             for number, sharing in served.items()
@@ -291,8 +282,7 @@ class _Run:
                 )
             if self.listening:
                 requests.update(dict.fromkeys(self.listening.requests(person.id)))
-            for questions in self._questions(person.id).values():
-                requests.update(dict.fromkeys(request for question in questions for request in question.requests))
+            requests.update(dict.fromkeys(self.asked.requests(person)))
         return requests
 
     def _answers(self, policies: Policies, served: Mapping[int, Sequence[Person]]) -> dict[int, dict[Ids, Generated]]:
@@ -327,10 +317,10 @@ class _Run:
         return {"others_accuracy": mean(accuracies), "people": table}
 
     def _retention(self, person: Person, scores: Mapping[Request, float]) -> dict[str, Any] | None:
-        if not self.book.sets:
+        if not self.asked.book.sets:
             return None
         found: dict[str, list[Answered]] = {}
-        for prefix, questions in self._questions(person.id).items():
+        for prefix, questions in self.asked.probes(person).items():
             found |= answered(questions, self.base_scores, scores, prefix)
         return retention(found)
 
@@ -351,7 +341,7 @@ class _Run:
         )
 
 
-def _base_section(run: _Run, sets: Sequence[ProbeSet]) -> dict[str, Any]:
+def _base_section(run: _Run) -> dict[str, Any]:
     return {
         "model": run.base.name,
         "fingerprint": run.base.fingerprint,
@@ -365,44 +355,8 @@ def _base_section(run: _Run, sets: Sequence[ProbeSet]) -> dict[str, Any]:
             "rows": sum(len(person.rows) for person in run.people.values()),
             "cut": sum(bool(row.encoded.cut) for person in run.people.values() for row in person.rows),
         },
-        "probes": [
-            {
-                "source": found.name,
-                "used": len(found.probes),
-                "available": found.available,
-                "too_long": sum(place.startswith(f"{found.name}: ") for place in run.book.too_long),
-                "problems": len(found.problems),
-                "first_problems": [str(problem) for problem in found.problems[:SHOWN_PROBLEMS]],
-            }
-            for found in sets
-        ],
+        **run.asked.facts(),
     }
-
-
-def check_questions(sets: Sequence[ProbeSet], encoder: Encoder) -> None:
-    """Find out, before the long work, whether every question can be put to the model.
-
-    Raises:
-        InputError: a question is messages, and the tokenizer has no chat template, or one that refuses them.
-    """
-    for probe in (probe for found in sets for probe in found.probes if not isinstance(probe.question, str)):
-        try:
-            encoder.prompt_ids(probe.question)
-        except InputError as error:
-            raise InputError(f"the question cannot be asked ({error.found})", where=str(probe.place)) from None
-
-
-def _book(base: Base, encoder: Encoder, sets: Sequence[ProbeSet], held_out: Sequence[Anchored]) -> ProbeBook:
-    messages = encoder.chat_template == "always" or any(not isinstance(row.preference.prompt, str) for row in held_out)
-    # Without limits of its own: half a question has no answer, so a probe that does not fit is left out and counted.
-    whole = Encoder(
-        base.tokenizer,
-        max_prompt_length=sys.maxsize,
-        max_response_length=sys.maxsize,
-        context_length=None,
-        chat_template=encoder.chat_template,
-    )
-    return ProbeBook(sets, base.tokenizer, whole.prompts_ids, messages, encoder.context_length)
 
 
 def _referenced(base: Base, rows: Sequence[Anchored], cache: Cache, layout: Layout) -> list[Anchored]:

@@ -123,6 +123,11 @@ def opened_policies(base: Base, folders: Sequence[Path]) -> Iterator[tuple[Polic
         bank.detach()
 
 
+def bare(base: Base) -> Policies:
+    """The base alone, as if it were a person's policy."""
+    return Policies(base.model, lambda _: nullcontext(), lambda: _itself(base.model))
+
+
 def of_one_shape(base: Base, folders: Iterable[Path]) -> list[list[Path]]:
     """Folders in groups that `opened_policies` takes."""
     head = base.model.get_output_embeddings()

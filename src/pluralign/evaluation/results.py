@@ -27,6 +27,10 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "retention.kept": True,
     "retention.kept_own": True,
     "retention.accuracy": True,
+    "knowledge.score": True,
+    "knowledge.difference": True,
+    "distribution.alignment": True,
+    "distribution.difference": True,
     "behaviour.person.style": True,
     "behaviour.person.right": True,
     "behaviour.person.degenerate": False,
@@ -44,6 +48,8 @@ MEAN_ONLY = (
     "pairs.rejected_log_ratio",
     "cross.others_accuracy",
     "retention.base_accuracy",
+    "knowledge.base_score",
+    "distribution.base_alignment",
     "behaviour.base.style",
     "behaviour.base.right",
     "behaviour.base.degenerate",
@@ -70,6 +76,7 @@ class Evaluation:
         summary: flat keys over all people, such as `retention.kept.mean`.
         skipped: id -> why there is no result.
         identities: pairs under other identities in the prompt, where they were asked for.
+        win_rate: of a file of win rates, what was compared and how, and the figures over everybody.
         path: the file it was written to or read from.
     """
 
@@ -79,6 +86,7 @@ class Evaluation:
     summary: dict[str, Any]
     skipped: dict[str, str] = field(default_factory=dict)
     identities: dict[str, Any] | None = None
+    win_rate: dict[str, Any] | None = None
     path: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -93,6 +101,8 @@ class Evaluation:
         }
         if self.identities is not None:
             content["identities"] = self.identities
+        if self.win_rate is not None:
+            content["win_rate"] = self.win_rate
         return {key: _json_value(value) for key, value in content.items()}
 
     def is_like(self, fingerprint: str, settings: EvaluationConfig, generation: GenerationConfig, seed: int) -> bool:
@@ -112,6 +122,10 @@ class Evaluation:
 
         from pluralign.evaluation.table import evaluation_table, identities_table
 
+        if self.win_rate is not None:
+            from pluralign.evaluation.win_rate_table import win_rate_table
+
+            return win_rate_table(self)
         table = evaluation_table(self)
         return table if self.identities is None else Group(table, identities_table(self.identities))
 
@@ -133,8 +147,9 @@ def read_evaluation(path: Path | str) -> Evaluation:
             raise InputError(
                 f"{name!r} is missing or no object", where=str(path), fix="Run `pluralign evaluate` again."
             )
-    identities = content.get("identities")
-    return Evaluation(**parts, identities=identities if isinstance(identities, dict) else None, path=Path(path))  # type: ignore[arg-type]
+    pooled = {name: content.get(name) for name in ("identities", "win_rate")}
+    pooled = {name: part if isinstance(part, dict) else None for name, part in pooled.items()}
+    return Evaluation(**parts, **pooled, path=Path(path))  # type: ignore[arg-type]
 
 
 def merged(before: Evaluation, new: Evaluation, *, order: Iterable[str]) -> Evaluation:
@@ -155,10 +170,10 @@ def merged(before: Evaluation, new: Evaluation, *, order: Iterable[str]) -> Eval
 def without(evaluation: Evaluation, removed: Collection[str]) -> Evaluation:
     """An evaluation as if some people had never been in it: neither they nor a column of others' cross tables.
 
-    `identities`, which pools everybody's pairs, is left out.
+    `identities` and `win_rate`, which pool everybody's, are left out.
     """
     people = {
-        person: {**results, "cross": _cross_without(person, results.get("cross"), removed)}
+        person: results | ({"cross": _cross_without(person, results["cross"], removed)} if "cross" in results else {})
         for person, results in evaluation.people.items()
         if person not in removed
     }

@@ -12,6 +12,7 @@ import yaml
 
 from pluralign.config import DataConfig, EvaluateConfig, EvaluationConfig, ModelConfig, TrainConfig
 from pluralign.errors import InputError
+from pluralign.evaluation.asked import check_asked
 from pluralign.evaluation.evaluation import evaluate_people
 from pluralign.evaluation.probes import world_of
 from pluralign.evaluation.results import Evaluation
@@ -35,7 +36,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """Evaluate every person of a finished run and write `evaluation.json`.
 
     Args:
-        config: the run, the data, what is measured. Without probes of its own it takes those the run names.
+        config: the run, the data, what is measured. Without probes (tasks, survey answers) of its own it takes those
+            the run names.
 
     Returns:
         What was written; people without a usable adapter are in `skipped`.
@@ -45,15 +47,16 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             cannot be written.
     """
     run = Path(config.run)
-    trained = _trained(run)
+    trained = trained_config(run)
     output = Path(config.output or run / "evaluation.json")
     check_place(output)
     adapters, skipped = adapters_of(run, trained)
     data = config.data or trained.data
     settings = _settings(config.evaluation, trained.evaluation)
     check_identities(trained.conditioning, settings)
-    table, rows = _held_out(run, trained, config.data, adapters)
-    base = load_base(replace(_model(trained), device=config.device))
+    check_asked(settings)
+    table, rows = held_out_rows(run, trained, config.data, adapters)
+    base = load_base(replace(model_of(trained), device=config.device))
     layout = choose_layout(base.model, base.tokenizer)
     encoder = encoder_of(base, data)
     cache = Cache(trained.cache_dir)
@@ -105,22 +108,30 @@ def adapters_of(run: Path, trained: TrainConfig) -> tuple[dict[str, Path], dict[
     return {owner: run / "adapters" / folder for owner, folder in index.people.items()}, dict(index.skipped)
 
 
-def _trained(run: Path) -> TrainConfig:
+def trained_config(run: Path) -> TrainConfig:
+    """What a run was made from.
+
+    Raises:
+        InputError: the folder is that of no run.
+    """
     path = run / "config.yaml"
     if not path.is_file():
         raise InputError("there is no config.yaml", where=str(run), fix="Give the output folder of `pluralign train`.")
     return resolve(TrainConfig, path)
 
 
-def _held_out(
+def held_out_rows(
     run: Path, trained: TrainConfig, given: DataConfig | None, adapters: Mapping[str, Path]
 ) -> tuple[Preferences, Preferences]:
     """The table, and the rows of it that the run held out, found by the same split; of other data all rows.
 
     The run's own data is known by its content: moved and given by its new name, its training rows are not held out.
+
+    Raises:
+        InputError: the data cannot be used, or is another than the run was trained on and not given as such.
     """
     preferences = load_preferences(given or trained.data, trained.seed)
-    recorded = _made_with(run / "config.yaml").get(DATA_HASH)
+    recorded = made_with(run / "config.yaml").get(DATA_HASH)
     same = recorded == data_hash(preferences)
     if given and not same:
         return preferences, preferences
@@ -142,15 +153,23 @@ def _held_out(
     return preferences, held_out
 
 
-def _made_with(path: Path) -> dict[str, Any]:
-    made_with = yaml.safe_load(path.read_text(encoding="utf-8")).get(MADE_WITH)
-    return made_with if isinstance(made_with, dict) else {}
+def made_with(path: Path) -> dict[str, Any]:
+    """What a `config.yaml` says its run was made with; empty where it says nothing."""
+    found = yaml.safe_load(path.read_text(encoding="utf-8")).get(MADE_WITH)
+    return found if isinstance(found, dict) else {}
 
 
-def _model(trained: TrainConfig) -> ModelConfig:
+def model_of(trained: TrainConfig) -> ModelConfig:
+    """The base of a run, and how it was loaded."""
     keys = ModelConfig.__dataclass_fields__
     return ModelConfig(**{key: value for key, value in asdict(trained).items() if key in keys})
 
 
 def _settings(asked: EvaluationConfig, trained: EvaluationConfig) -> EvaluationConfig:
-    return asked if asked.probes is not None else replace(asked, probes=trained.probes)
+    """What is asked for, and of what is not the run's own: probes, tasks, survey answers."""
+    return replace(
+        asked,
+        probes=trained.probes if asked.probes is None else asked.probes,
+        knowledge=asked.knowledge if asked.knowledge.names else trained.knowledge,
+        distribution=asked.distribution if asked.distribution.tables else trained.distribution,
+    )

@@ -100,7 +100,7 @@ class Estimate:
         """Who will have an adapter, and who of them will be measured."""
         found, config = self.found, self.run.config
         owners = list(dict.fromkeys((*found.record.finished, *(person.user for person in found.growth.people))))
-        if not (found.census.held_out or config.evaluation.probes):
+        if not (found.census.held_out or config.evaluation.asks):
             return owners, []
         if not found.works and self.run.folder.evaluation.exists():
             return owners, []

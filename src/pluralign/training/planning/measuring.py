@@ -20,7 +20,7 @@ _OTHERS = 9
 """People of a large population whose pairs one of them is tried on."""
 _ROWS = 64
 """Held-out rows that the one policy of all is measured on."""
-_POLICY = ("adapters", "scores", "drift", "answers", "results")
+_POLICY = ("adapters", "scores", "drift", "answers", "knowledge", "results")
 
 
 @dataclass
@@ -59,6 +59,7 @@ class Measured:
             "scores": self.policies if self.policies[1] > 1 else self.rows,
             "drift": self.prompts,
             "answers": self.prompts,
+            "knowledge": self.policies,
             "results": self.people,
         }
         known = {part: done for part, done in amounts.items() if done[0]}
