@@ -27,6 +27,8 @@ NAMES = ("a", "b", "c")
 def piece_cost(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows in pieces, rows under the whole mask, and whichever is cheaper are the same attention."""
     monkeypatch.setattr(attention, "PIECE_COST", request.param)
+    if not request.param:
+        monkeypatch.setattr(attention, "POSITION_COST", 0)
 
 
 def rows(shapes: list[tuple[int, list[int]]], side: Any = "right") -> ResponseBatch:
@@ -111,12 +113,13 @@ def test_what_the_mask_hides_is_not_computed() -> None:
     assert sorted(place for piece in cut.pieces for place in range(piece.start, piece.stop)) == list(range(480))
 
 
-def test_many_short_shapes_are_taken_together_and_long_rows_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_rows_are_taken_whole_and_long_ones_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     for shapes, together in (
         ([(9 + number, [3 + number, 2]) for number in range(20)], True),
         ([(600 + number, [200, 200]) for number in range(4)], False),
-        ([(24, [12, 12])] * 20, False),
+        ([(24, [12, 12])] * 20, True),
+        ([(73, [73, 73])] * 20, False),
     ):
         batch = rows(shapes)
         cuts = cut_rows(batch.segment_ids, causal=True)

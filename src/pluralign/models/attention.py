@@ -5,9 +5,9 @@ over all keys, and its own products are slower than those of the libraries.
 
 Rows are cut into pieces of consecutive queries. A piece has the keys that all its queries may see, and after them the
 queries' own, which they see causally. In a shared row the prompt's pieces see the prompt so far, and a branch's see the
-prompt and the branch so far; other branches are never touched. Short rows of many shapes are taken together instead,
-under the whole mask. Scores are rounded to the dtype of the inputs before the
-softmax, which runs in float32, as in the `eager` attention of transformers.
+prompt and the branch so far; other branches are never touched. Short rows are taken whole instead, under the mask:
+moving pieces would cost more than they save, most of all where rows have many shapes. Scores are rounded to the dtype
+of the inputs before the softmax, which runs in float32, as in the `eager` attention of transformers.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ BLOCK = 128
 """Queries of a piece at most: fewer leave less to hide in the causal part, more make larger matrix products."""
 PIECE_COST = 2**14
 """What handling a piece costs beside its products, in attention weights: of short rows cut in many ways it is most."""
+POSITION_COST = 64
+"""What a query or key of a piece costs beside the products: it is moved, and so is what comes back for it."""
 KEPT_ELEMENTS = 2**22
 """Attention weights of a layer that are kept for the backward pass; where there are more, they are computed again."""
 
@@ -46,6 +48,11 @@ class Piece:
     first: int
     seen: int
     since: int
+
+    @property
+    def length(self) -> int:
+        """Number of keys."""
+        return self.seen + self.stop - self.since
 
     def keys(self, rows: Tensor) -> Tensor:
         """The keys' part of [rows, T, ...]."""
@@ -68,16 +75,28 @@ class Cut:
         rows: their numbers.
         pieces: of each; positions in no piece are padding.
         causal: whether `keys` and causality say all that the mask says.
+        alike: whether all these rows have the same mask.
     """
 
     rows: slice | list[int]
     pieces: tuple[Piece, ...]
     causal: bool
+    alike: bool = True
 
     @functools.cached_property
     def weights(self) -> int:
         """Attention weights of a row and head that are computed."""
-        return sum((piece.stop - piece.start) * (piece.seen + piece.stop - piece.since) for piece in self.pieces)
+        return sum((piece.stop - piece.start) * piece.length for piece in self.pieces)
+
+    @functools.cached_property
+    def positions(self) -> int:
+        """Queries and keys of all pieces of a row."""
+        return sum(piece.stop - piece.start + piece.length for piece in self.pieces)
+
+    def cost(self, rows: int, heads: int) -> int:
+        """What going over a batch's rows of this cut costs, in attention weights."""
+        each = self.weights + POSITION_COST * self.positions
+        return heads * self.count(rows) * each + PIECE_COST * len(self.pieces)
 
     def count(self, rows: int) -> int:
         """How many of a batch's rows these are."""
@@ -176,11 +195,10 @@ def _is_causal_square(module: nn.Module, query: Tensor, key: Tensor, mask: Tenso
 
 def _cheaper(cuts: list[Cut] | None, rows: int, heads: int, length: int) -> list[Cut]:
     """The cuts, or all rows under the whole mask where the cuts are so many that they cost more than they save."""
-    whole = Cut(slice(None), _pieces([0] * length), causal=False)
+    whole = Cut(slice(None), _pieces([0] * length), causal=False, alike=cuts is not None and len(cuts) == 1)
     if cuts is None:
         return [whole]
-    apart = sum(heads * cut.count(rows) * cut.weights + PIECE_COST * len(cut.pieces) for cut in cuts)
-    return cuts if apart <= heads * rows * whole.weights + PIECE_COST * len(whole.pieces) else [whole]
+    return cuts if sum(cut.cost(rows, heads) for cut in cuts) <= whole.cost(rows, heads) else [whole]
 
 
 class _Blocked(torch.autograd.Function):
@@ -244,18 +262,27 @@ class _Part:
 
     def weights(self, piece: Piece) -> Tensor:
         """Softmax over the keys: [rows * key heads, queries, keys]."""
-        keys = piece.keys(self.flat(self.key))
-        scores = _product(self.queries(self.query, piece), keys.transpose(1, 2), self.scale)
-        size = piece.stop - piece.start
-        by_head = scores.view(*self.query.shape[:2], size, keys.shape[1])
-        if self.cut.causal:
-            by_head[..., -size:].masked_fill_(_later(BLOCK, scores.device)[:size, :size], -torch.inf)
-        else:
-            seen = self.mask[self.cut.rows, 0, piece.start : piece.stop]
-            hidden = ~piece.keys(seen.transpose(1, 2)).transpose(1, 2)
-            # A query that sees nothing (padding) gets equal weights, and not NaN.
-            by_head.masked_fill_(hidden[:, None], torch.finfo(scores.dtype).min)
+        queries, keys = self.queries(self.query, piece), piece.keys(self.flat(self.key)).transpose(1, 2)
+        if not self.cut.causal:
+            return self._masked(queries, keys, piece).softmax(dim=-1)
+        scores, size = _product(queries, keys, self.scale), piece.stop - piece.start
+        by_head = scores.view(*self.query.shape[:2], size, -1)
+        by_head[..., -size:].masked_fill_(_later(BLOCK, scores.device)[:size, :size], -torch.inf)
         return scores.softmax(dim=-1)
+
+    def _masked(self, queries: Tensor, keys: Tensor, piece: Piece) -> Tensor:
+        """Scores, the lowest number where the mask hides the key."""
+        # A query that sees nothing (padding) gets equal weights, and not NaN.
+        lowest = torch.finfo(queries.dtype).min
+        seen = self.mask[self.cut.rows, 0, piece.start : piece.stop][: 1 if self.cut.alike else None]
+        hidden = ~piece.keys(seen.transpose(1, 2)).transpose(1, 2)
+        if self.cut.alike:
+            bias = torch.zeros_like(hidden, dtype=queries.dtype).masked_fill_(hidden, lowest)
+            heads = self.query.shape[1] // self.key.shape[1]
+            return torch.baddbmm(bias.repeat(1, heads, 1), queries, keys, alpha=self.scale)
+        scores = _product(queries, keys, self.scale)
+        scores.view(*self.query.shape[:2], *hidden.shape[1:]).masked_fill_(hidden[:, None], lowest)
+        return scores
 
     def backward(self, grad: Tensor, grads: tuple[Tensor, ...], kept: Iterator[Tensor] | None) -> None:
         """Fill these rows of the gradients by queries, keys and values."""
@@ -266,12 +293,18 @@ class _Part:
         for piece in self.cut.pieces:
             weights = self.weights(piece) if kept is None else next(kept)
             of_out = self.queries(grad, piece)
-            piece.add_to_keys(of_values, weights.transpose(1, 2) @ of_out)
+            by_values = weights.transpose(1, 2) @ of_out
             of_weights = of_out @ piece.keys(values).transpose(1, 2)
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
             of_queries = _product(of_scores, piece.keys(keys), self.scale)
+            by_keys = _product(of_scores.transpose(1, 2), self.queries(self.query, piece), self.scale)
             grads[0][self.cut.rows, :, piece.start : piece.stop] = self.by_head(of_queries)
-            piece.add_to_keys(of_keys, _product(of_scores.transpose(1, 2), self.queries(self.query, piece), self.scale))
+            if len(self.cut.pieces) == 1 and by_keys.shape == keys.shape:
+                # Nothing is to be summed up.
+                of_keys, of_values = by_keys, by_values
+                break
+            piece.add_to_keys(of_keys, by_keys)
+            piece.add_to_keys(of_values, by_values)
         grads[1][self.cut.rows] = of_keys.view_as(self.key).to(self.key.dtype)
         grads[2][self.cut.rows] = of_values.view_as(self.value).to(self.value.dtype)
 

@@ -8,6 +8,7 @@ and to nothing else: what a batch holds beside a person's rows cannot reach that
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,10 +68,43 @@ class _Rows:
     Attributes:
         slots: [R] index into the layers' entries; the last one for rows without an adapter.
         keys: [R] what dropout draws from, a number of the person's own for each row; None leaves dropout out.
+        length: of the runs, stretches of rows with the same slot: R is a multiple.
+        runs: [R / length] the runs' slots: neighbours meet their factors in one product.
+        together: entries that the runs take one after another, where they do so.
     """
 
     slots: Tensor
     keys: Tensor | None
+    length: int
+    runs: Tensor
+    together: slice | None
+
+    @classmethod
+    def of(cls, slots: Tensor, keys: Tensor | None, device: torch.device) -> _Rows:
+        """From the rows' slots, on the CPU."""
+        _, lengths = slots.unique_consecutive(return_counts=True)
+        length = math.gcd(*lengths.tolist())
+        runs = slots[::length]
+        first = int(runs[0])
+        ascending = bool((runs.diff() == 1).all())
+        together = slice(first, first + len(runs)) if ascending else None
+        return cls(slots.to(device), None if keys is None else keys.to(device), length, runs.to(device), together)
+
+    def factors(self, entries: Tensor, dtype: torch.dtype) -> Tensor:
+        """Of each run, [R / length, r, ...]; a view where nothing has to be gathered or cast."""
+        found = entries.index_select(0, self.runs) if self.together is None else entries[self.together]
+        return found.to(dtype)
+
+    def add(self, to: Tensor, parts: Tensor) -> None:
+        """Add the part of each row, [R, r, ...], to its slot, in the same order every time."""
+        if self.together is not None:
+            for part in parts.unflatten(0, (-1, self.length)).unbind(dim=1):
+                to[self.together].add_(part)
+        elif to.device.type == "cuda":
+            # index_add_ would add in any order there.
+            to.index_put_((self.slots,), parts.to(to.dtype), accumulate=True)
+        else:
+            to.index_add_(0, self.slots, parts.to(to.dtype))
 
 
 class LoraBank:
@@ -117,7 +151,7 @@ class LoraBank:
         self._rows: _Rows | None = None
         self._tokens = 0
         self._handles: list[Any] = []
-        self._attach()
+        self.attach()
 
     # ---- slots ----
 
@@ -199,22 +233,24 @@ class LoraBank:
         if bool((slots == NONE).all()):
             yield
             return
-        index = torch.where(slots == NONE, self.slots, slots).to(self.base.device)
-        self._rows = _Rows(index, keys.to(self.base.device) if self.dropout and keys is not None else None)
+        index = torch.where(slots == NONE, self.slots, slots)
+        self._rows = _Rows.of(index, keys if self.dropout else None, self.base.device)
         try:
             yield
         finally:
             self._rows = None
 
     def detach(self) -> None:
-        """Give the base its own layers back, unchanged by whatever was trained; the bank is used up."""
+        """Give the base its own layers back, unchanged by whatever was trained."""
         for layer in self.layers:
             layer.module.__dict__.pop("forward", None)
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
-    def _attach(self) -> None:
+    def attach(self) -> None:
+        """Let the base's layers compute with the bank: a new one is attached, and so is one that was detached."""
+
         def count(_: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
             tokens = keywords.get("input_ids", arguments[0] if arguments else None)
             self._tokens = 0 if tokens is None else tokens.numel()
@@ -284,7 +320,9 @@ class _Banked:
 class _LoraLinear(torch.autograd.Function):
     """y = W x + b + scale * B_s A_s x, with the A and B of each row's slot s.
 
-    Row by row, not person by person: a row's part is then the same to the last bit whoever is beside it, in bf16 too.
+    Neighbouring rows of one person meet their factors in one product, whose entries are the same however many rows
+    there are. The factors' gradients are sums over tokens: those are made row by row, so that they are rounded alike
+    whoever is beside a row, in bf16 too.
 
     With `output` the layer has computed W x + b by itself, and autograd carries that part.
     """
@@ -304,32 +342,28 @@ class _LoraLinear(torch.autograd.Function):
                 y = functional.linear(x.to(own), layer.weight(own), None if bias is None else bias.to(own))
             else:
                 y = output.clone()
-            count = len(rows.slots)
+            count = len(rows.runs)
             inner = x.reshape(count, -1, x.shape[-1]).to(dtype)
             kept = _keep(inner, layer, rows, bank)
-            down = layer.down.index_select(0, rows.slots).to(dtype)
-            up = layer.up.index_select(0, rows.slots).to(dtype)
+            down, up = rows.factors(layer.down, dtype), rows.factors(layer.up, dtype)
             narrow = torch.bmm(inner if kept is None else inner * kept, down.transpose(1, 2)).mul_(bank.scale)
             _add_product(y.view(count, -1, y.shape[-1]), narrow, up)
-        ctx.save_for_backward(inner, narrow)
+        ctx.save_for_backward(inner, narrow, down, up)
         ctx.layer, ctx.rows, ctx.bank, ctx.own, ctx.shape = layer, rows, bank, own, x.shape
         ctx.input_dtype, ctx.fused = x.dtype, output is None
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inner, narrow = ctx.saved_tensors
+        inner, narrow, down, up = ctx.saved_tensors
         layer, rows, bank = ctx.layer, ctx.rows, ctx.bank
         kept = _keep(inner, layer, rows, bank)
-        count = len(rows.slots)
-        outer = grad.reshape(count, -1, grad.shape[-1]).to(inner.dtype)
-        down = layer.down.index_select(0, rows.slots).to(inner.dtype)
-        up = layer.up.index_select(0, rows.slots).to(inner.dtype)
+        outer = grad.reshape(len(rows.runs), -1, grad.shape[-1]).to(inner.dtype)
         grad_narrow = torch.bmm(outer, up.transpose(1, 2)).mul_(bank.scale)
         if bank.grads is not None:
             seen = inner if kept is None else inner * kept
-            _add_rows(layer.grad_up, rows.slots, torch.bmm(narrow.transpose(1, 2), outer))
-            _add_rows(layer.grad_down, rows.slots, torch.bmm(grad_narrow.transpose(1, 2), seen))
+            rows.add(layer.grad_up, _by_row(narrow, rows).transpose(1, 2) @ _by_row(outer, rows))
+            rows.add(layer.grad_down, _by_row(grad_narrow, rows).transpose(1, 2) @ _by_row(seen, rows))
         if not ctx.needs_input_grad[0]:
             return None, (None if ctx.fused else grad), None, None, None, None
         own_grad = (grad.to(ctx.own) @ layer.weight(ctx.own)).view(inner.shape) if ctx.fused else None
@@ -338,10 +372,16 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def _keep(inner: Tensor, layer: Layer, rows: _Rows, bank: LoraBank) -> Tensor | None:
-    """Dropout's factor for every input, [R, T, in]: made again in the backward pass instead of being kept."""
+    """Dropout's factor for every input, as they come by runs: made again in the backward pass instead of being kept."""
     if rows.keys is None:
         return None
-    return keep_scale(rows.keys, layer.number, inner.shape[1:], bank.dropout).to(inner.dtype)
+    shape = inner.shape[1] // rows.length, inner.shape[2]
+    return keep_scale(rows.keys, layer.number, shape, bank.dropout).to(inner.dtype).view(inner.shape)
+
+
+def _by_row(tensor: Tensor, rows: _Rows) -> Tensor:
+    """[R, T, ...] from [R / length, length * T, ...]."""
+    return tensor.view(len(rows.slots), -1, tensor.shape[-1])
 
 
 def _input_grad(own: Tensor | None, grad_narrow: Tensor, down: Tensor, kept: Tensor | None) -> Tensor:
@@ -361,15 +401,6 @@ def _add_product(to: Tensor, left: Tensor, right: Tensor) -> None:
         to.baddbmm_(left, right)
     else:
         to.add_(torch.bmm(left, right))
-
-
-def _add_rows(to: Tensor, slots: Tensor, rows: Tensor) -> None:
-    """Add each row to its slot, in the same order every time."""
-    if to.device.type == "cuda":
-        # index_add_ would add in any order there.
-        to.index_put_((slots,), rows.to(to.dtype), accumulate=True)
-    else:
-        to.index_add_(0, slots, rows.to(to.dtype))
 
 
 def _precision(module: Any) -> torch.dtype:

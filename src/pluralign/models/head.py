@@ -144,7 +144,7 @@ class _HeadLogps(torch.autograd.Function):
         by_hidden, by_weight, by_bias = ctx.needs_input_grad[:3]
         ctx.trained, ctx.logit_map, ctx.dtype, ctx.hidden_dtype = by_weight or by_bias, logit_map, dtype, hidden.dtype
         with torch.autocast(hidden.device.type, enabled=False):
-            head = _Head(hidden.to(dtype), weight, bias, labels, logit_map)
+            head = _Head(hidden.to(dtype), weight, bias, labels, logit_map, keeps=ctx.trained)
             sums, slopes, last = head.sum_up(slopes=by_hidden and not ctx.trained)
             if ctx.trained:
                 kept = [head.residual(last, sums)] if len(head.blocks) == 1 else []
@@ -195,11 +195,13 @@ class _Head:
     bias: Tensor | None
     labels: Tensor
     logit_map: LogitMap
+    keeps: bool = True
+    """Whether a backward pass has a use for one block that is all of the vocabulary."""
 
     @property
     def blocks(self) -> list[slice]:
         positions, vocabulary = len(self.labels), len(self.weight)
-        elements = CHUNK_ELEMENTS.get(self.hidden.device.type, MOST_CHUNK_ELEMENTS)
+        elements = CHUNK_ELEMENTS.get(self.hidden.device.type, MOST_CHUNK_ELEMENTS) // (1 if self.keeps else 2)
         width = max(1, min(vocabulary, elements // max(1, positions)))
         return [slice(start, start + width) for start in range(0, vocabulary, width)]
 

@@ -178,7 +178,8 @@ class Forwards:
         """Units of like length together, as many as the budget of tokens allows."""
         sizes = [unit_size(self._lengths(unit), shared=self.collator.layout == "shared") for unit in units]
         for numbers in packed(sizes, tokens=self.tokens, copies=2 if self.from_forward else 1):
-            yield [units[number] for number in numbers]
+            # A person's rows stand side by side: the bank then takes them in one product.
+            yield sorted((units[number] for number in numbers), key=lambda unit: unit.slot)
 
     def _lengths(self, unit: Unit) -> Iterator[tuple[int, list[int]]]:
         for example in unit.examples:
