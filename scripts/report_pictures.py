@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pluralign
 from pluralign.config import TrainConfig
@@ -22,8 +23,8 @@ from pluralign.world import World
 ROOT = Path(__file__).parents[1]
 PLACE = ROOT / "docs" / "report"
 METHODS = ("bapo", "dpo")
-PEOPLE = slice(24, 54)
-"""Thirty of the world's people: all styles, in all or some topics; of fourteen one label in ten is wrong."""
+PEOPLE = slice(30, 54)
+"""Twenty-four of the world's people: all styles, in all or some topics; of fourteen one label in ten is wrong."""
 PAIRS = 120
 PHONE, DESKTOP = {"width": 390, "height": 844, "phone": True}, {"width": 1280, "height": 1000}
 COLOURS = 96
@@ -55,7 +56,7 @@ def make_runs(folder: Path) -> list[Path]:
             "method": method,
             "data": {"path": str(table), "validation": 0.2},
             "output_dir": str(run),
-            "training": {"max_steps": 120, "learning_rate": 5e-4, "warmup_steps": 5},
+            "training": {"max_steps": 80, "learning_rate": 5e-4, "warmup_steps": 5},
             "evaluation": {"probes": "world", "max_probes": 200, "max_prompts": 24},
         }
         pluralign.train(resolve(TrainConfig, settings))
@@ -84,7 +85,7 @@ def take_pictures(page_file: Path) -> None:
             _save(page, part, selector=f"#{part}")
 
 
-def _save(page: object, name: str, **what: str) -> None:
+def _save(page: Any, name: str, **what: str) -> None:
     from PIL import Image
 
     path = PLACE / f"{name}.png"

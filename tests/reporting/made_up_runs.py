@@ -203,6 +203,7 @@ def _results(
     return {
         "adapter": folder_name(user),
         "group": _style(user) if population.groups else None,
+        "held_out": hashlib.sha256(f"{user} {population.seed}".encode("utf-8", "surrogatepass")).hexdigest(),
         "pairs": {
             "n": pairs,
             "undefined": 0,

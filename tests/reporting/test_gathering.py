@@ -86,6 +86,7 @@ def test_other_data_and_another_base_are_differences_another_seed_is_a_caution(m
     assert "the data is not the same" in said and data.made_with["data_hash"][:12] in said and "other" in said
     assert "base model" in differences([first, base_run])[0]
     assert any("Seeds differ" in one for one in cautions([first, seed_run]))
+    assert any("held out of 4 of 4 people" in one for one in cautions([first, seed_run]))
     assert any("4 people were" in one for one in cautions([first, seed_run]))
     assert not cautions([first, base_run])
 

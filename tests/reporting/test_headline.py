@@ -107,3 +107,24 @@ def test_runs_that_are_level_share_the_place(make_run: Make, change: Any) -> Non
     for folder, last in zip(folders, (0.9, 0.912), strict=True):
         change(folder, accuracies(0.9, 0.9, last))
     assert "b agrees with people most often (90.4% against 90.0%)" in said(*folders)[0]
+
+
+def test_of_many_runs_the_ends_of_the_others_are_said(make_run: Make, change: Any) -> None:
+    folders = [make_run(name, people=2) for name in "abcd"]
+    for folder, accuracy in zip(folders, (0.6, 0.9, 0.7, 0.8), strict=True):
+        change(folder, accuracies(accuracy, accuracy))
+    assert "b agrees with people most often (90% against 60% to 80%)" in said(*folders)[0]
+
+
+def test_a_judge_is_quoted_where_there_is_one(make_run: Make, change: Any) -> None:
+    folders = [make_run(name, people=3) for name in "ab"]
+    assert "win" not in " ".join(said(folders[0])[1])
+    for folder, won in zip(folders, (0.5, 0.75), strict=True):
+
+        def judge(content: dict[str, Any], won: float = won) -> None:
+            for person in content["people"].values():
+                person["win_rate"] = {"raw": won}
+
+        change(folder, judge)
+    assert "the median person's win 50%" in " ".join(said(folders[0])[1])
+    assert "b wins against the base most often (75% against 50%)" in said(*folders)[0]

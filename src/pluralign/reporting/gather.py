@@ -29,6 +29,7 @@ class Person:
     Attributes:
         group: of the person, or None.
         pairs: held-out pairs.
+        held_out: digest of them, or None where an older version did not record it.
         values: measure's key -> value; what was not measured is not there.
         intervals: measure's key -> 95% interval.
         cross: others' ids -> the cell of the cross table; empty without one.
@@ -37,6 +38,7 @@ class Person:
 
     group: str | None
     pairs: int
+    held_out: str | None
     values: dict[str, float]
     intervals: dict[str, Interval]
     cross: dict[str, Any]
@@ -113,10 +115,15 @@ def cautions(runs: Sequence[Run]) -> list[str]:
     ):
         if any(run.evaluation.base.get(key) != first.evaluation.base.get(key) for run in others):
             found.append(what)
-    if any(_rows(run) != _rows(first) for run in others) and "Seeds" not in "".join(found):
+    shared = set(first.people).intersection(*(run.people for run in others))
+    apart = sum(len({run.people[user].held_out for run in runs} - {None}) > 1 for user in shared)
+    if apart:
+        found.append(
+            f"Not the same pairs are held out of {apart} of {len(shared)} people, whose accuracies may differ by that."
+        )
+    elif any(_rows(run) != _rows(first) for run in others) and "Seeds" not in "".join(found):
         found.append("The number of held-out pairs differs.")
     if any(set(run.people) != set(first.people) for run in others):
-        shared = set(first.people).intersection(*(run.people for run in others))
         found.append(f"Not everybody was measured in every run: {len(shared)} people were.")
     return found
 
@@ -183,6 +190,7 @@ def _people(evaluation: Evaluation, where: str) -> dict[str, Person]:
         found[user] = Person(
             group=None if group is None else str(group),
             pairs=int(measure_of(results, "pairs.n") or 0),
+            held_out=digest if isinstance(digest := results.get("held_out"), str) else None,
             values=values_of(results),
             intervals=intervals_of(results),
             cross=_object(_object(results, "cross"), "people"),

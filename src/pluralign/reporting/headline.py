@@ -8,11 +8,14 @@ from statistics import fmean, median
 from typing import Literal, NamedTuple
 
 from pluralign.reporting.gather import Person, Run
-from pluralign.reporting.measures import ACCURACY, KEPT
+from pluralign.reporting.measures import ACCURACY, KEPT, WIN_RATE
 
 CHANCE = 0.5
+_MOST_LISTED = 2
+"""Values of other runs that a sentence lists."""
 _CRITERIA: tuple[tuple[str, str, str, Callable[[list[float]], float]], ...] = (
     ("agrees with people most often", "agree with people most often", ACCURACY, fmean),
+    ("wins against the base most often", "win against the base most often", WIN_RATE, fmean),
     ("serves the worst off best", "serve the worst off best", ACCURACY, min),
     ("keeps most of what the base knew", "keep most of what the base knew", KEPT, fmean),
 )
@@ -96,7 +99,7 @@ def _of_one(run: Run, label: Callable[[str], str]) -> Headline:
         *_worst_in_short(judged, label),
         Part("."),
     ]
-    return Headline(title, _some(_worst(judged, label), _confidence(people), _left_out(run)))
+    return Headline(title, _some(_worst(judged, label), _confidence(people), _won(run), _left_out(run)))
 
 
 def _comparison(runs: Sequence[Run], name: Callable[[Run], str]) -> Sentence:
@@ -109,13 +112,18 @@ def _comparison(runs: Sequence[Run], name: Callable[[Run], str]) -> Sentence:
             continue
         first = tuple(run for value, run in values if round(value, 3) == round(values[0][0], 3))
         best, *others = _told_apart([value for value, _ in values])
-        figures = f"{best} against {_listed(others)}" if others else best
+        figures = f"{best} against {_spread(others)}" if others else best
         ahead.setdefault(first, []).append(f"{one if len(first) == 1 else many} ({figures})")
     sentence: Sentence = []
     for first, praise in ahead.items():
         sentence += [Part("; " if sentence else f"{_number(len(runs))} runs: "), Part(_listed(first), "name")]
         sentence.append(Part(f" {_listed(praise)}"))
     return [*sentence, Part(".")] if sentence else [Part(f"{_number(len(runs))} runs without a measure in common.")]
+
+
+def _spread(values: list[str]) -> str:
+    """The others' values, highest first; of many their ends."""
+    return _listed(values) if len(values) <= _MOST_LISTED else f"{values[-1]} to {values[0]}"
 
 
 def _told_apart(values: list[float]) -> list[str]:
@@ -132,7 +140,7 @@ def _figures(run: Run, label: Callable[[str], str]) -> Sentence:
         return [Part(f"{_count(len(run.people))}, nobody measured on held-out pairs.")]
     sentence = [Part(f"{_count(len(judged))}, median accuracy "), _middle(judged, ACCURACY)]
     sentence += [Part(", median kept "), _middle(kept, KEPT)] if kept else []
-    more = _some(_worst(judged, label), _left_out(run))
+    more = _some(_worst(judged, label), _won(run), _left_out(run))
     return [*sentence, Part("."), *(part for one in more for part in (Part(" "), *one))]
 
 
@@ -187,6 +195,18 @@ def _confidence(people: Sequence[Person]) -> Sentence:
     if against:
         sentence += [Part("; for "), Part(f"{against:,}", "figure"), Part(" below")]
     return [*sentence, Part(".")]
+
+
+def _won(run: Run) -> Sentence:
+    """How often the written answers are preferred to the base's, where a judge was asked."""
+    judged = _having(run, WIN_RATE)
+    if not judged:
+        return []
+    return [
+        Part("Of comparisons with the base's answers the median person's win "),
+        _middle(judged, WIN_RATE),
+        Part("."),
+    ]
 
 
 def _left_out(run: Run) -> Sentence:

@@ -57,7 +57,7 @@ function heatOptions(map) {
     grid: { left: names + 8, right: 8, top: 46, bottom: namesBelow(map) + 8 },
     tooltip: tooltip({ formatter: (event) => heatTip(map, event.data.cell) }),
     xAxis: heatAxis({ data: map.columns, axisLabel: { show: !hasNoRoom(map), interval: 0, rotate: isUpright(map) ? 90 : 0, fontSize: map.columns.length > 30 ? 10 : 12, width: isUpright(map) ? 100 : undefined, overflow: 'truncate', color: style('ink') } }),
-    yAxis: heatAxis({ data: map.rows, inverse: true, axisLabel: { interval: 0, width: names, overflow: 'truncate', color: style('ink'), fontSize: map.rows.length > 30 ? 10 : 12 } }),
+    yAxis: heatAxis({ data: map.rows, inverse: true, axisLabel: { interval: 0, formatter: (name) => fitted(name, Math.floor(names / 7)), width: names, overflow: 'truncate', color: style('ink'), fontSize: map.rows.length > 30 ? 10 : 12 } }),
     visualMap: {
       type: 'continuous',
       min: 0,

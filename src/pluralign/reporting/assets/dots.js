@@ -27,6 +27,13 @@ const dotsHeight = (lines) => 62 + (SEVERAL ? 26 : 22) * lines;
 // How far a run's mark stands from the middle of its line, in pixels, so that intervals of two runs can be told apart.
 const aside = (run) => (RUNS.length === 2 ? (run === 0 ? -4 : 4) : 0);
 
+// A name with as many signs as there is room for: where it is too long, its middle is left out, for ends tell more.
+function fitted(name, most) {
+  if (name.length <= most) return name;
+  const start = Math.ceil((most - 1) / 2);
+  return `${name.slice(0, start)}…${name.slice(name.length - (most - 1 - start))}`;
+}
+
 function dotsOptions(lines, keys, across) {
   const names = Math.min(isNarrow() ? 96 : 180, 12 + 7 * Math.max(4, ...lines.map((line) => line.name.length)));
   const gap = isNarrow() ? 32 : 64;
@@ -47,7 +54,7 @@ function dotsOptions(lines, keys, across) {
       type: 'category',
       inverse: true,
       data: lines.map((line) => line.name),
-      axisLabel: { show: panel === 0, interval: 0, hideOverlap: false, width: names, overflow: 'truncate', color: style('ink') },
+      axisLabel: { show: panel === 0, interval: 0, hideOverlap: false, formatter: (name) => fitted(name, Math.floor(names / 7)), width: names, overflow: 'truncate', color: style('ink') },
       splitLine: { show: false },
     })),
     series: keys.flatMap((key, panel) => inFront().flatMap((run) => dotsOfRun(key, panel, lines, run))),

@@ -110,7 +110,7 @@ function startTradeoff() {
     const onFront = new Set(frontOf(points.flat(), MEASURES.get(keys()[0]).higher).map((point) => `${point[0]} ${point[1]}`));
     const people = points.map((own) => own.filter((point) => onFront.has(`${point[0]} ${point[1]}`)).length);
     const total = people.reduce((sum, one) => sum + one, 0);
-    const each = SEVERAL ? ` (${RUNS.map((run, number) => `${people[number]} of ${run.name}`).join(', ')})` : '';
+    const each = SEVERAL ? ` (${RUNS.map((run, number) => people[number] && `${people[number]} of ${run.name}`).filter(Boolean).join(', ')})` : '';
     const left = missing.reduce((sum, one) => sum + one, 0);
     const missed = left ? ` ${counted(left, 'point is', 'points are')} missing: one of the two was not measured.` : '';
     byId('tradeoff-caption').textContent = `${counted(total, 'point is', 'points are')} on the Pareto front${each}: nobody has more of one without less of the other.${missed}${levelled([[ups, keys()[1]], [across, keys()[0]]])}`;
