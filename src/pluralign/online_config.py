@@ -22,6 +22,9 @@ class OnlineReferenceConfig(ReferenceConfig):
     (`ema`, moved after every phase); or those of `models`."""
     every: int = 2
     """Phases between two moves of a `periodic` reference, >= 1."""
+    kl_to_base: float = 0.0
+    """Weight of KL(policy || base), in nats, estimated on what the policy sampled; 0 is off. It holds the policy near
+    the base whatever it is compared with."""
 
 
 @dataclass
@@ -61,6 +64,9 @@ class SampledPairsConfig:
     """Responses to a prompt, >= 2."""
     form: Literal["best_worst", "all", "sampled"] = "best_worst"
     """Pairs of them: the best and the worst; every two that differ; or the only two (`responses: 2`)."""
+    ensemble: list[str] = field(default_factory=list)
+    """Adapters that sample together with each person's policy: folders of adapters, or of runs, of which each person's
+    own is taken. The sampler is the mean of what they add to the weights, merged exactly; it is not trained."""
     budget: int | None = None
     """Prompts a person's responses are annotated to, over all phases; by default each prompt once."""
     generation: GenerationConfig = field(default_factory=lambda: GenerationConfig(do_sample=True))
@@ -87,3 +93,17 @@ class OnlineConfig(TrainConfig):
     pairs: SampledPairsConfig = field(default_factory=SampledPairsConfig)
     annotator: AnnotatorConfig = field(default_factory=AnnotatorConfig)
     extrapolation: ExtrapolationConfig = field(default_factory=ExtrapolationConfig)
+
+
+@dataclass
+class RelabelConfig:
+    """`pluralign relabel`: what a run has sampled, compared anew by another annotator, as a table for `train`."""
+
+    run: str = ""
+    """Folder of an online run, finished or not."""
+    annotator: AnnotatorConfig = field(default_factory=AnnotatorConfig)
+    form: Literal["best_worst", "all", "sampled"] = "best_worst"
+    """Pairs of a prompt's responses, as in `pairs.form`."""
+    output: str = ""
+    """The table to write (`.jsonl`); by default `relabelled.jsonl` in the run's folder. Verdicts are kept beside it as
+    they are given: the same command goes on where it was stopped."""

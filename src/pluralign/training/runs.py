@@ -38,7 +38,9 @@ CONFIG_FILE = "config.yaml"
 UNFINISHED_FILE = "unfinished.json"
 CALLS_FILE = "calls.json"
 ONLINE_FILE, PHASES = "online.yaml", "phases"
-_MADE = ("adapters", "model", "state", PHASES, "metrics.jsonl", "evaluation.json", CALLS_FILE)
+WIN_RATES = "winrate"
+"""Folder of win rates, with the answers and verdicts behind them."""
+_MADE = ("adapters", "model", "state", PHASES, "metrics.jsonl", "evaluation.json", CALLS_FILE, WIN_RATES)
 _RESULTS = (CONFIG_FILE, ONLINE_FILE, UNFINISHED_FILE, *_MADE)
 _NOT_THE_RUN = ("output_dir", "overwrite", "update", "plan", "device", "cache_dir", "training.report_to")
 """Keys that may differ between two calls of the same run: places, devices, who is told, who is trained again."""
@@ -52,6 +54,7 @@ CONTENTS = {
     "loss.contrast.embeddings": "embeddings_hash",
     "reference.models": "references_hash",
     "pairs.prompts": "prompts_hash",
+    "pairs.ensemble": "ensemble_hash",
 }
 """Key of the configuration that names files -> under which name a run's `made_with` has the hash of their content."""
 

@@ -76,6 +76,9 @@ def test_every_phase_samples_with_the_policy_as_it_is_and_is_compared_with_it(
     # Each prompt is asked about once, and nobody sees another person's.
     assert len({(one.user, one.prompt) for one in annotator.asked}) == len(annotator.asked)
     assert set(result.adapters) == {"a", "b"}
+    # One schedule over all phases: the rate falls along one line.
+    rates = torch.tensor([row["learning_rate"] for row in metrics(config.output_dir, "a") if "loss" in row])
+    assert rates[0] > 0 and torch.allclose(rates.diff(), rates.diff()[0].expand(len(rates) - 1), rtol=1e-4)
 
 
 def test_every_step_samples_anew_and_warns_that_the_reference_is_inert(
@@ -113,6 +116,20 @@ def test_a_run_whose_annotator_fails_goes_on_to_the_same_end_and_asks_nothing_tw
     assert not third.asked
 
 
+def test_given_models_are_what_pairs_are_compared_with(
+    make_rows: Make, make_online: Make, counting: Any, weights: Weights
+) -> None:
+    rows, found = make_rows("a", pairs=16), {}
+    for policy, models in (("fixed", []), ("given", ["base"]), ("given", "fixed")):
+        name = policy if models != "fixed" else "other"
+        given = [str(Path(str(found[1].output_dir)) / "adapters" / "a")] if models == "fixed" else models
+        config = make_online(rows, name, reference={"policy": policy, "models": given})
+        found[len(found) + 1] = online(config, counting())
+    # The base by its name is the base that is there; an adapter is another reference.
+    assert same(adapters(found[1], weights), adapters(found[2], weights))
+    assert not same(adapters(found[1], weights), adapters(found[3], weights))
+
+
 @pytest.mark.parametrize("policy", ["fixed", "periodic", "ema"])
 def test_other_references_are_what_they_say(make_rows: Make, make_online: Make, counting: Any, policy: str) -> None:
     reference = {"policy": policy, **({"ema": 0.0} if policy == "ema" else {"every": 1})}
@@ -134,8 +151,23 @@ def test_other_references_are_what_they_say(make_rows: Make, make_online: Make, 
 
 
 def test_extrapolation_goes_beyond_what_was_learned_and_ends_with_what_was(
-    make_rows: Make, make_online: Make, counting: Any, weights: Weights, metrics: Make
+    make_rows: Make,
+    make_online: Make,
+    counting: Any,
+    weights: Weights,
+    metrics: Make,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from pluralign.training.online import population
+
+    steps: list[tuple[torch.Tensor, torch.Tensor]] = []
+    step = population.extrapolated
+
+    def noted(new: Any, old: Any, *, alpha: float) -> Any:
+        steps.append((new.delta, old.delta))
+        return step(new, old, alpha=alpha)
+
+    monkeypatch.setattr(population, "extrapolated", noted)
     rows = make_rows("a", pairs=24)
     # Of three iterations the second begins beyond the first: what is learned from there on is another.
     found = {}
@@ -147,6 +179,11 @@ def test_extrapolation_goes_beyond_what_was_learned_and_ends_with_what_was(
         # From nothing to the first iterate there is no other direction to cut.
         assert not cuts or (cuts[0] < 1e-3 < cuts[1] < 0.5)
     assert not same(found[0.5], found[0.0])
+    # The momentum is between what was learned, not from where the step beyond had led.
+    first, second = steps[: len(steps) // 2], steps[len(steps) // 2 :]
+    assert all(not old.any() for _, old in first)
+    for (learned, _), (_, old) in zip(first, second, strict=True):
+        torch.testing.assert_close(old, learned, rtol=0, atol=0)
     config = make_online(rows, "killed", pairs={"phases": 3}, extrapolation={"alpha": 0.5}, annotator={"batch_size": 2})
     with pytest.raises(RuntimeError):
         online(config, counting(fails_after=14))
@@ -275,6 +312,7 @@ def test_a_budget_larger_than_the_prompts_asks_them_again(make_rows: Make, make_
     online(config, annotator := counting())
     files = [Path(config.output_dir) / "phases" / f"{n:04d}" / "candidates-0000.jsonl" for n in range(2)]
     rows = [one for file in files for one in read_candidates(file)]
+    assert [len(read_candidates(file)) for file in files] == [10, 10], "the budget is divided over the phases"
     assert len(rows) == 20 and len({str(one.prompt) for one in rows}) == 9 and len(annotator.asked) <= 20
 
 

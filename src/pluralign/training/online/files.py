@@ -27,11 +27,15 @@ class Response:
         finished: whether it ended by itself.
         logp: nats under the policy that sampled it, at temperature 1 and with nothing cut away, summed over its tokens
             as training takes them.
+        base_logp: the same under the base.
+        tokens: as training takes them, with the one that ended it.
     """
 
     text: str
     finished: bool
     logp: float
+    base_logp: float
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +113,14 @@ class Pair:
             place: of the row in the pair file.
         """
         columns = dict(source.columns)
-        columns |= {f"{side}_finished": getattr(self, side).finished for side in _SIDES}
+        columns |= {f"{side}_finished": getattr(self, side).finished for side in SIDES}
+        columns |= {f"base_{side}_logps": getattr(self, side).base_logp for side in SIDES}
         if self.references is not None:
-            columns |= {f"ref_{side}_logps": value for side, value in zip(_SIDES, self.references, strict=True)}
+            columns |= {f"ref_{side}_logps": value for side, value in zip(SIDES, self.references, strict=True)}
         return replace(source, chosen=self.chosen.text, rejected=self.rejected.text, columns=columns, place=place)
 
 
-_SIDES = ("chosen", "rejected")
+SIDES = ("chosen", "rejected")
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
@@ -125,10 +130,11 @@ def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
         row: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "row": pair.row, "owner": pair.owner}
         row |= {} if pair.user is None else {"user": pair.user}
         row |= {"prompt": pair.prompt, "policy_version": pair.policy_version}
-        for side in _SIDES:
+        for side in SIDES:
             one: Response = getattr(pair, side)
-            row |= {side: one.text, f"{side}_finished": one.finished, f"sampled_{side}_logps": one.logp}
-        for side, value in zip(_SIDES, pair.references or (), strict=False):
+            row |= {side: one.text, f"{side}_finished": one.finished, f"{side}_tokens": one.tokens}
+            row |= {f"sampled_{side}_logps": one.logp, f"base_{side}_logps": one.base_logp}
+        for side, value in zip(SIDES, pair.references or (), strict=False):
             row[f"ref_{side}_logps"] = value
         rows.append(row)
     write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
@@ -144,12 +150,17 @@ def read_pairs(path: Path) -> list[Pair]:
     for number, row in enumerate(_lines(path), 1):
         if row.get("schema_version") != SCHEMA_VERSION:
             raise InputError(_VERSION.format(row.get("schema_version")), where=f"{path}, line {number}")
-        sides = [Response(row[side], row[f"{side}_finished"], row[f"sampled_{side}_logps"]) for side in _SIDES]
+        sides = [_side(row, side) for side in SIDES]
         compared = "ref_chosen_logps" in row
         references = (row["ref_chosen_logps"], row["ref_rejected_logps"]) if compared else None
         own = (row["row"], row["owner"], row.get("user"), row["prompt"])
         found.append(Pair(*own, sides[0], sides[1], row["policy_version"], references))
     return found
+
+
+def _side(row: dict[str, Any], side: str) -> Response:
+    logps = row[f"sampled_{side}_logps"], row[f"base_{side}_logps"]
+    return Response(row[side], row[f"{side}_finished"], *logps, row[f"{side}_tokens"])
 
 
 class VerdictLog:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import TrainingArguments
 from pluralign.annotators.protocol import Annotator
 from pluralign.config import TrainConfig
 from pluralign.errors import PluralignError
+from pluralign.models.bank import LoraBank
 from pluralign.models.base import Base
 from pluralign.models.encoding import Encoder
 from pluralign.models.extrapolation import Factors, cut, extrapolated
@@ -27,6 +29,7 @@ from pluralign.training.bank import BankPopulation
 from pluralign.training.bank.learner import Learner
 from pluralign.training.callbacks import append_line
 from pluralign.training.conditions import without_dropout
+from pluralign.training.online.ensemble import merged
 from pluralign.training.online.files import (
     Candidates,
     Pair,
@@ -39,7 +42,9 @@ from pluralign.training.online.files import (
 from pluralign.training.online.labelling import annotate, pairs_of_verdicts
 from pluralign.training.online.moments import Moment, Moments
 from pluralign.training.online.plan import PersonPlan, Phase
+from pluralign.training.online.references import in_place, is_own_past
 from pluralign.training.online.sampling import Asked, Generator, sample, score_pairs
+from pluralign.training.online.watching import figures
 from pluralign.training.people import Person, person_seed
 from pluralign.training.record import Record, Rows
 from pluralign.training.runs import RunFolder
@@ -47,12 +52,6 @@ from pluralign.training.starts import Starts
 
 Anchor = Callable[[Sequence[Person]], dict[str, Rows]]
 """Turns people's rows into anchored ones."""
-
-
-def is_own_past(online: OnlineConfig) -> bool:
-    """Whether the policy is compared with an adapter of its own, and not with the base or a given model."""
-    fixed = online.reference.policy == "fixed" and online.parameters.start is not None
-    return fixed or online.reference.policy in ("behavior", "periodic", "ema")
 
 
 class OnlinePopulation(BankPopulation):
@@ -72,6 +71,7 @@ class OnlinePopulation(BankPopulation):
         anchor: makes anchored rows.
         starts: what people begin with.
         generator: lets policies speak.
+        members: person -> folders of the adapters that sample beside the person's policy.
     """
 
     def __init__(
@@ -90,10 +90,11 @@ class OnlinePopulation(BankPopulation):
         anchor: Anchor,
         starts: Starts,
         generator: Generator,
+        members: Mapping[str, Sequence[Path]],
     ) -> None:
         super().__init__(config, base, objective, arguments, folder, layout, record, starts=starts)
         self.online, self.annotator, self.encoder, self.anchor = online, annotator, encoder, anchor
-        self.generator = generator
+        self.generator, self.members = generator, members
         self.moments = Moments(folder.path)
         self.plans: dict[str, PersonPlan] = {}
         # Whoever is in the cohort and not through; `learners` are those of them who have a step to make.
@@ -133,8 +134,12 @@ class OnlinePopulation(BankPopulation):
         for phase in range(begins, max(len(plan.phases) for plan in plans)):
             asked = self._asked(phase)
             pairs = self._pairs(part, phase, asked)
+            watched = self._watched(part, phase, pairs)
             self._enter(phase, asked, pairs)
             self._learn(phase)
+            # Behind the steps: a phase that is made again after a kill drops the lines behind its first one.
+            for line in watched:
+                append_line(self.folder.metrics, line)
             self._extrapolate()
             self._move_references(phase)
             self.moments.write(part, self._moment(phase))
@@ -203,16 +208,36 @@ class OnlinePopulation(BankPopulation):
         return pairs
 
     def _sample(self, asked: dict[str, Asked]) -> list[Candidates]:
-        return sample(
-            self.bank,
-            self.encoder,
-            self._layout,
-            list(asked.values()),
-            self.online.pairs.generation,
-            responses=self.online.pairs.responses,
-            seed=self.config.seed,
-            generator=self.generator,
-        )
+        with self._sampler() as bank:
+            return sample(
+                bank,
+                self.encoder,
+                self._layout,
+                list(asked.values()),
+                self.online.pairs.generation,
+                responses=self.online.pairs.responses,
+                seed=self.config.seed,
+                generator=self.generator,
+            )
+
+    def _sampler(self) -> AbstractContextManager[LoraBank]:
+        """The bank with everybody's policy, or one with the policies merged with others."""
+        if not self.online.pairs.ensemble:
+            return nullcontext(self.bank)
+        members = {learner.slot: self.members[user] for user, learner in self.cohort.items()}
+        return merged(self.bank, self.config.parameters, members)
+
+    def _watched(self, part: int, phase: int, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+        """A line of metrics a person: what the phase's responses are like."""
+        owned: dict[str, list[Candidates]] = {}
+        for one in read_candidates(self.moments.files(part, phase)[0]):
+            owned.setdefault(one.owner, []).append(one)
+        found = []
+        for user, candidates in owned.items():
+            own = self._phase(user, phase)
+            line = {"user": user, "step": own.first + own.steps, "phase": phase}
+            found.append({**line, **figures(candidates, [pair for pair in pairs if pair.owner == user])})
+        return found
 
     def _with_references(self, pairs: Sequence[Pair], asked: dict[str, Asked]) -> list[Pair]:
         """Pairs with what the policy is compared with, where that is its own past."""
@@ -234,7 +259,7 @@ class OnlinePopulation(BankPopulation):
         ]
 
     def _as_compared(self) -> Any:
-        return _in_place(self.bank.matrix, {learner.slot: self.compared[u] for u, learner in self.cohort.items()})
+        return in_place(self.bank.matrix, {learner.slot: self.compared[u] for u, learner in self.cohort.items()})
 
     def _check_versions(self, pairs: Sequence[Pair], asked: dict[str, Asked]) -> None:
         """Raise where the policy that sampled is not the one that the phase begins with."""
@@ -357,35 +382,5 @@ class OnlinePopulation(BankPopulation):
         return Moment(phase, learners, compared, iterates, without)
 
 
-def warn_of_inert_reference(online: OnlineConfig, plans: Sequence[PersonPlan]) -> None:
-    """Warn where every batch has one update and the reference is its sampler: it then has no effect at all."""
-    if online.reference.policy == "behavior" and all(phase.steps <= 1 for plan in plans for phase in plan.phases):
-        warnings.warn(
-            "every phase has one optimiser step, and the reference is the policy that samples for it: all margins are "
-            "0 when they are compared, and nothing but the learning rate holds the policy near the base. An anchor "
-            "(anchor.base), a fixed reference (reference.policy) or fewer phases (pairs.phases) do",
-            stacklevel=2,
-        )
-
-
 def _row(pair: Pair, asked: dict[str, Asked]) -> Preference:
     return pair.preference(asked[pair.row].source, Place(f"pairs of phase {pair.row.partition('/')[0]}", 0))
-
-
-class _in_place:  # noqa: N801 - a context manager that reads like a function
-    """Other adapters in the slots, for the time of a block."""
-
-    def __init__(self, matrix: Tensor, values: dict[int, Tensor]) -> None:
-        self.matrix, self.values = matrix, values
-
-    def __enter__(self) -> None:
-        self.kept = {slot: self.matrix[slot].clone() for slot in self.values}
-        self._put(self.values)
-
-    def __exit__(self, *_: object) -> None:
-        self._put(self.kept)
-
-    @torch.no_grad()
-    def _put(self, values: dict[int, Tensor]) -> None:
-        for slot, value in values.items():
-            self.matrix[slot].copy_(value)

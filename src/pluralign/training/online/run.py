@@ -21,9 +21,13 @@ from pluralign.seats import ReferenceConfig
 from pluralign.storage import write_text
 from pluralign.training.checkpoints import full_disk_explained
 from pluralign.training.growth import Growth
+from pluralign.training.online.ensemble import KEY as ENSEMBLE
+from pluralign.training.online.ensemble import ensemble_digest, members_of
 from pluralign.training.online.files import read_candidates, read_pairs
+from pluralign.training.online.near_base import NearBase
 from pluralign.training.online.plan import check_pairs, plan
-from pluralign.training.online.population import OnlinePopulation, is_own_past, warn_of_inert_reference
+from pluralign.training.online.population import OnlinePopulation
+from pluralign.training.online.references import is_own_past, warn_of_inert_reference
 from pluralign.training.online.sampling import Generator, in_process
 from pluralign.training.online.server import ServedPolicies
 from pluralign.training.people import Census, Person
@@ -35,6 +39,7 @@ _OWN = ("pairs", "annotator", "extrapolation")
 """Groups of the configuration that `train` does not have."""
 _MAY_DIFFER = (
     "annotator.batch_size",
+    "annotator.missing",
     "annotator.endpoint.key_variable",
     "annotator.endpoint.requests_at_once",
     "annotator.endpoint.requests_per_minute",
@@ -107,6 +112,8 @@ class OnlineRun(Run):
                 where=str(self.folder.path),
                 fix="Name another output_dir: phases that are over are not sampled for anew.",
             )
+        users = [person.user for person in found.census.people]
+        self.members = members_of(self.online.pairs.ensemble, users)
         self.plans = plan(self._asked(found.census), self.online.pairs, self.arguments, self.config.seed)
         warn_of_inert_reference(self.online, self.plans)
         return found
@@ -126,11 +133,12 @@ class OnlineRun(Run):
         if is_own_past(self.online):
             # The rows that are learned bring along what they are compared with; those of the table never did.
             worker.config = replace(worker.config, reference=replace(worker.config.reference, compute="table"))
+        kl = self.online.reference.kl_to_base
         population = OnlinePopulation(
             self.online,
             worker.config,
             worker.base,
-            worker.objective,
+            NearBase(worker.config.loss, worker.config.anchor, kl) if kl else worker.objective,
             worker.arguments,
             self.folder,
             worker.layout,
@@ -140,6 +148,7 @@ class OnlineRun(Run):
             anchor=worker.anchor,
             starts=worker.given.starts,
             generator=self.generator,
+            members=self.members,
         )
         population.train_phases(self.plans)
         self._warn_of_losses()
@@ -161,7 +170,8 @@ class OnlineRun(Run):
 
     def _contents(self) -> dict[str, str | None]:
         digest = data_hash(Preferences(self.prompts)) if self.prompts else None
-        return {**super()._contents(), "pairs.prompts": digest}
+        ensemble = ensemble_digest(self.online.pairs.ensemble)
+        return {**super()._contents(), "pairs.prompts": digest, ENSEMBLE: ensemble}
 
     def _asked(self, census: Census) -> list[Person]:
         """People with rows whose prompts are asked, as the configuration names them."""
@@ -225,6 +235,8 @@ def _check(config: OnlineConfig) -> None:
         )
     if reference.ema is not None and not 0 <= reference.ema < 1:
         raise InputError(f"reference.ema is {reference.ema}", fix="It must be at least 0 and below 1.")
+    if reference.kl_to_base < 0:
+        raise InputError(f"reference.kl_to_base is {reference.kl_to_base}", fix="It must be at least 0.")
     if reference.every < 1:
         raise InputError(f"reference.every is {reference.every}", fix="It must be at least 1.")
 
@@ -232,7 +244,7 @@ def _check(config: OnlineConfig) -> None:
 def _own_keys(config: OnlineConfig) -> Mapping[str, Any]:
     values = asdict(config)
     own = {name: values[name] for name in _OWN}
-    return {**own, "reference": {name: values["reference"][name] for name in ("policy", "every", "ema")}}
+    return {**own, "reference": {name: values["reference"][name] for name in ("policy", "every", "ema", "kl_to_base")}}
 
 
 def _has_pair(row: Preference) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -10,9 +11,10 @@ from typing import Protocol
 import torch
 
 from pluralign.config import GenerationConfig
-from pluralign.models.bank import LoraBank
+from pluralign.errors import InputError
+from pluralign.models.bank import NONE, LoraBank
 from pluralign.models.encoding import Encoded, Encoder
-from pluralign.models.generation import Generated, generate
+from pluralign.models.generation import Generated, context_length, generate
 from pluralign.models.rows import Layout
 from pluralign.models.scoring import Forward, Request, score_owned
 from pluralign.preferences.schema import Preference
@@ -100,7 +102,7 @@ def sample(
 
     In this process what is drawn follows from the seed, the row and the number of the response alone. Where log-probs
     were noted while the response was made, they stand; where none were, or its text is tokenized in another way than it
-    was drawn, they are asked for of the tokens that training will see.
+    was drawn, they are asked for of the tokens that training will see. The base is asked for its own of all responses.
 
     Args:
         bank: attached to its base, with everybody's adapter.
@@ -113,9 +115,10 @@ def sample(
         generator: lets the policies speak.
 
     Raises:
-        InputError: a prompt fills the context; names its number.
+        InputError: a prompt fills the context; names whose it is and where it stands.
     """
     prompts = encoder.prompts_ids([one.source.prompt for one in asked])
+    _check_room(bank, asked, prompts, settings.max_new_tokens)
     repeated = _repeated(asked, prompts, responses)
     said = generator(
         bank,
@@ -147,7 +150,7 @@ def score_pairs(
     Args:
         bank: attached to its base.
         layout: of `choose_layout`.
-        owned: slot -> rows.
+        owned: slot -> rows; those of `NONE` go through the base.
 
     Returns:
         Slot -> for each row, branch -> log-prob summed over the response's tokens, nats.
@@ -162,6 +165,30 @@ def score_pairs(
         slot: [{name: scores[slot][_request(row, ids)] for name, ids in row.response_ids.items()} for row in rows]
         for slot, rows in owned.items()
     }
+
+
+def _check_room(bank: LoraBank, asked: Sequence[Asked], prompts: Sequence[list[int]], most: int) -> None:
+    """Before anything is sampled: raise where a prompt fills the context, warn where one leaves little of it."""
+    context = context_length(bank.base.model)
+    if context is None:
+        return
+    short = 0
+    for one, prompt in zip(asked, prompts, strict=True):
+        room = context - len(prompt)
+        # The encoder cuts a prompt so that one token is left to answer with.
+        if room <= 1:
+            raise InputError(
+                f"its prompt fills the model's context of {context} tokens: there is no room for a response",
+                where=f"{one.source.place}, user {one.owner!r}",
+                fix="Shorten it, or lower data.max_prompt_length: what is over it is cut on the left.",
+            )
+        short += room < most
+    if short:
+        warnings.warn(
+            f"{short} prompts leave less room in the model's context of {context} tokens than "
+            f"pairs.generation.max_new_tokens ({most}): responses to them are cut sooner",
+            stacklevel=2,
+        )
 
 
 def _repeated(asked: Sequence[Asked], prompts: Sequence[list[int]], responses: int) -> list[tuple[Asked, list[int]]]:
@@ -187,9 +214,16 @@ def _responses(
         if not same:
             again.setdefault(one.slot, []).append(row)
     scored = {slot: iter(rows) for slot, rows in score_pairs(bank, layout, again).items()} if again else {}
+    of_base = score_pairs(bank, layout, {NONE: encoded})[NONE]
     return [
-        Response(made.text, ended, next(scored[one.slot])["chosen"] if logp is None else logp)
-        for (one, _, made), ended, logp in zip(drawn, finished, logps, strict=True)
+        Response(
+            made.text,
+            ended,
+            next(scored[one.slot])["chosen"] if logp is None else logp,
+            base["chosen"],
+            len(row.response_ids["chosen"]),
+        )
+        for (one, _, made), ended, logp, base, row in zip(drawn, finished, logps, of_base, encoded, strict=True)
     ]
 
 
