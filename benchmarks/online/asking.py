@@ -155,7 +155,7 @@ def _measures(
         "length": mean(len(one.token_ids) for one in own),
     }
     questions = [asked[number] for number in inside]
-    written, before = [one.reference for one in questions], [first["greedy"][number].text for number in inside]
+    written, before = [one.reference(user) for one in questions], [first["greedy"][number].text for number in inside]
     texts, lengths = [one.text for one in own], [_words(one.text) for one in own]
     for name, judge in judges.items():
         wins = wins_over(judge, user, [one.text for one in questions], texts, written)

@@ -1,4 +1,4 @@
-"""One cell: an arm, a learning rate, a seed; three people who begin with a little fine-tuning, sampled and trained."""
+"""One cell: an arm, a learning rate, a seed; two people who begin with a little fine-tuning, sampled and trained."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ FIRST = {
     "warmup_steps": 10,
 }
 """The fine-tuning that a policy begins with: enough that it says what a person likes now and then."""
+PASSES = 4
+"""Over the pairs of a phase."""
 GENERATION = {"do_sample": True, "max_new_tokens": 28, "batch_size": 256}
 
 
@@ -40,7 +42,7 @@ class Cell:
     def digest(self) -> str:
         """Of everything that decides the result but versions."""
         what = [asdict(self), asdict(ARMS[self.arm]), setting.KINDS, setting.PAIRS, setting.BUDGET, FIRST]
-        what += [setting.INSIDE, setting.OUTSIDE, setting.JUDGES_PAIRS]
+        what += [PASSES, setting.STYLED, setting.INSIDE, setting.OUTSIDE, setting.JUDGES_PAIRS]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
     def kept(self, work: Path) -> Path:
@@ -104,7 +106,7 @@ def _made(cell: Cell, work: Path) -> dict[str, Any]:
         "loss": arm.loss,
         "pairs": {"phases": arm.phases, "budget": setting.BUDGET, "generation": GENERATION},
         "annotator": {"type": "world"},
-        "training": {**common["training"], "num_train_epochs": 2, "learning_rate": cell.learning_rate},
+        "training": {**common["training"], "num_train_epochs": PASSES, "learning_rate": cell.learning_rate},
     }
     began = time.process_time()
     with _timed() as seconds:

@@ -1,4 +1,4 @@
-"""What every cell stands on: people of the embedded world with two tastes each, questions, written references, judges."""
+"""What every cell stands on: people of the embedded world, questions, written references, judges."""
 
 from __future__ import annotations
 
@@ -13,36 +13,43 @@ from typing import Any
 
 from pluralign.annotators.protocol import Annotator, Request, Verdict
 from pluralign.storage import write_text
-from pluralign.world import PLAIN, STYLES, World, WorldUser
+from pluralign.world import PLAIN, World, WorldUser
 from pluralign.world.people import world_user
 
 MODEL = "nano"
-KINDS = (0, 1, 4)
-"""Numbers of people who want formal, cheerful and bardic answers; the world repeats them every `PERIOD`."""
-PERIOD, STEP = 240, 20
+KINDS = (0, 1)
+"""Numbers of people who want formal and cheerful answers; the world repeats them every `PERIOD`."""
+PERIOD = 240
 PAIRS, BUDGET = 120, 64
 """Pairs of a person's table, whose prompts are sampled for, and prompts that are annotated, over all phases."""
-INSIDE, OUTSIDE = 5, 24
+INSIDE, OUTSIDE = 4, 16
 """Held-out questions of each of the twelve topics that people have wishes for, and of everything else."""
 JUDGES_PEOPLE, JUDGES_PAIRS = tuple(range(120, 130)), 240
 """The other judge learns from these: one person a style, who want it everywhere. No cell trains them."""
-STYLED = 0.33
-"""Share of the written references that are in another style than the base's own, as in the corpus."""
+STYLED = 0.5
+"""Share of the written references that are in the style that the person wants; the others are plain. All are true, so
+that an answer in the right style with a wrong fact loses against the first and wins against the second."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question that no table has, and the answer that somebody has written to it.
+    """A question that no table has.
 
     Attributes:
         text: as the user puts it.
         inside: whether its topic is one that people have wishes for.
-        reference: a true answer in the manner of the corpus: mostly plain, now and then in another style.
+        styled: whether the written answer is in the style that its reader wants.
     """
 
     text: str
     inside: bool
-    reference: str
+    styled: bool
+
+    def reference(self, user: str) -> str:
+        """The true answer that somebody has written for a person."""
+        item = world().find(self.text)
+        assert item is not None
+        return item.say(world().wanted_style(user, item.topic) if self.styled else PLAIN)
 
 
 @functools.cache
@@ -52,12 +59,8 @@ def world() -> World:
 
 
 def people(seed: int) -> list[WorldUser]:
-    """Three people, other ones for every seed; none whose second wish is to be told nothing."""
-    found = []
-    for number in KINDS:
-        later = (world_user(number + PERIOD * (STEP * seed + again)) for again in range(STEP))
-        found.append(next(user for user in later if user.other != "declining"))
-    return found
+    """Two people, other ones for every seed."""
+    return [world_user(number + PERIOD * seed) for number in KINDS]
 
 
 def table(users: Sequence[WorldUser], pairs: int, folder: Path) -> Path:
@@ -83,14 +86,7 @@ def questions(seed: int) -> tuple[Question, ...]:
             beside.append(row["question"])
     drawn = [(text, True) for topic in sorted(by_topic) for text in draw.sample(by_topic[topic], INSIDE)]
     drawn += [(text, False) for text in draw.sample(beside, OUTSIDE)]
-    return tuple(Question(text, inside, _written(text, draw)) for text, inside in drawn)
-
-
-def _written(question: str, draw: random.Random) -> str:
-    item = world().find(question)
-    assert item is not None
-    styles = [name for name in STYLES if name not in (PLAIN, "declining")]
-    return item.say(draw.choice(styles) if draw.random() < STYLED else PLAIN)
+    return tuple(Question(text, inside, draw.random() < STYLED) for text, inside in drawn)
 
 
 class ByStyle:
