@@ -29,7 +29,7 @@ class Budget:
 
     Attributes:
         rows: figures of people, a row a person and run.
-        singles: curves of the worst people, and as many of a fixed sample; of all runs together.
+        singles: curves of a run's worst people, and as many of a fixed sample.
         positions: on the axis of a curve.
         texts: characters of prompts and answers, of all runs together.
     """
@@ -78,7 +78,7 @@ def content(
     share = max(len(runs), 1)
     parts = []
     for run, name, method, log in zip(runs, labels.runs, labels.methods, logs, strict=True):
-        few = _few(run, max(budget.singles // share, 5))
+        few = _few(run, budget.singles)
         parts.append(
             {
                 "name": name,
