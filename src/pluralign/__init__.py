@@ -1,7 +1,7 @@
 """pluralign: one base model, a whole population of people.
 
-`train`, `evaluate`, `compare` and `report` take the same keys as the commands of the same name. Importing the package
-does not import torch.
+`train`, `evaluate`, `compare`, `winrate` and `report` take the same keys as the commands of the same name. Importing
+the package does not import torch.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from pluralign.report_config import ReportConfig
     from pluralign.training import TrainResult
     from pluralign.training.planning import Plan
+    from pluralign.winrate_config import WinRateConfig
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compare", "evaluate", "plan", "report", "train"]
+__all__ = ["__version__", "compare", "evaluate", "plan", "report", "train", "winrate"]
 
 
 def train(config: TrainConfig | dict[str, Any] | str | Path) -> TrainResult:
@@ -110,3 +111,20 @@ def compare(config: CompareConfig | dict[str, Any] | str | Path) -> Comparison:
     from pluralign.resolve import resolve
 
     return run(resolve(CompareConfig, config))
+
+
+def winrate(config: WinRateConfig | dict[str, Any] | str | Path) -> Evaluation:
+    """Let an annotator say how often each person's answers are better than the base's, or another run's.
+
+    Args:
+        config: the keys of `pluralign winrate` as a dictionary, a YAML file or a `WinRateConfig`.
+
+    Raises:
+        InputError: a run, its data or the annotator cannot be used, or two runs cannot be compared.
+        AnnotatorError: the annotator gave up; the same call goes on where it stopped.
+    """
+    from pluralign.evaluation.winning import winrate as run
+    from pluralign.resolve import resolve
+    from pluralign.winrate_config import WinRateConfig
+
+    return run(resolve(WinRateConfig, config))

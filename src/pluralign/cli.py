@@ -33,9 +33,10 @@ from pluralign.config import (
     WorldConfig,
 )
 from pluralign.errors import PluralignError
-from pluralign.online_config import OnlineConfig
+from pluralign.online_config import OnlineConfig, RelabelConfig
 from pluralign.report_config import ReportConfig
 from pluralign.reward_config import RewardTrainConfig
+from pluralign.winrate_config import WinRateConfig
 
 USAGE, INTERRUPTED = 2, 130
 _KEY = re.compile(r"^--[a-z][\w.-]*(?==|$)")
@@ -69,9 +70,11 @@ COMMANDS: dict[str, Command] = {
     "anchor": Command(AnchorTableConfig, commands.anchor),
     "train": Command(TrainConfig, commands.train),
     "online": Command(OnlineConfig, commands.online),
+    "relabel": Command(RelabelConfig, commands.relabel, first="--run"),
     "reward train": Command(RewardTrainConfig, commands.reward_train, first="--data"),
     "evaluate": Command(EvaluateConfig, commands.evaluate),
     "compare": Command(CompareConfig, commands.compare, first="--runs", several=True, again="--fail_if"),
+    "winrate": Command(WinRateConfig, commands.winrate, first="--runs", several=True),
     "report": Command(ReportConfig, commands.report, first="--runs", several=True),
     "generate": Command(GenerateConfig, commands.generate),
     "chat": Command(ChatConfig, commands.chat, first="--run"),

@@ -27,9 +27,10 @@ from pluralign.config import (
     TrainConfig,
     WorldConfig,
 )
-from pluralign.online_config import OnlineConfig
+from pluralign.online_config import OnlineConfig, RelabelConfig
 from pluralign.report_config import ReportConfig
 from pluralign.reward_config import RewardTrainConfig
+from pluralign.winrate_config import WinRateConfig
 
 if TYPE_CHECKING:
     from pluralign.training import TrainResult
@@ -136,6 +137,16 @@ def online(config: OnlineConfig) -> int:
     return _close(result)
 
 
+def relabel(config: RelabelConfig) -> int:
+    """Compare anew, by another annotator, what an online run has sampled: a table for `train`."""
+    from pluralign.training.online.relabelling import relabel as run
+
+    made = run(config)
+    without = "".join(f", {count} without ({reason})" for reason, count in sorted(made.without.items()))
+    _say(f"{made.prompts} prompts, {made.pairs} pairs{without}: {made.path}")
+    return DONE
+
+
 def reward_train(config: RewardTrainConfig) -> int:
     """Make a reward model, with a head for each person, from a table of pairs."""
     from pluralign.annotators.reward_training import train_reward
@@ -173,6 +184,16 @@ def compare(config: CompareConfig) -> int:
     if config.output:
         _say(f"comparison: {config.output}")
     return PARTLY if compared.failed else DONE
+
+
+def winrate(config: WinRateConfig) -> int:
+    """Let an annotator say how often each person's answers are better than the base's, or another run's."""
+    from pluralign.evaluation.winning import winrate as run
+
+    found = run(config)
+    _show(found.table())
+    _say(f"win rates: {found.path}")
+    return PARTLY if found.skipped else DONE
 
 
 def generate(config: GenerateConfig) -> int:

@@ -140,8 +140,9 @@ def judge_key(monkeypatch: pytest.MonkeyPatch) -> str:
 def make_judge(judge_server: JudgeServer, judge_key: str, tmp_path: Path) -> Callable[..., EndpointAnnotator]:
     """A function of changes to the configuration that makes an annotator of the server, with one cache for all."""
 
-    def make(clock: Clock | None = None, **changes: Any) -> EndpointAnnotator:
+    def make(clock: Clock | None = None, *, both_orders: bool = True, **changes: Any) -> EndpointAnnotator:
         config = EndpointConfig(**{"url": judge_server.url, "model": "judge", "requests_at_once": 1, **changes})
-        return EndpointAnnotator(config, cache_dir=tmp_path / "cache", clock=clock or Stopwatch().clock())
+        used = clock or Stopwatch().clock()
+        return EndpointAnnotator(config, cache_dir=tmp_path / "cache", both_orders=both_orders, clock=used)
 
     return make

@@ -101,6 +101,20 @@ def test_a_judge_that_prefers_a_place_decides_nothing(answer: str, judge_server:
     assert annotator.counts.disagreements == 1
 
 
+def test_who_swaps_by_themselves_has_each_order_asked_once(judge_server: Any, make_judge: Any) -> None:
+    judge_server.judge = lambda call: "A"
+    once = make_judge(both_orders=False)
+    asked = [*requests(1), Request("question 0?", ("bad", "good"), "ann", "swapped")]
+    assert once.annotate(asked) == [Verdict((1.0, 0.0)), Verdict((1.0, 0.0))]
+    assert (once.counts.requests, once.counts.disagreements) == (2, 0)
+    # They are the very questions of one that swaps: nothing is paid for twice.
+    (verdict,) = make_judge().annotate(requests(1))
+    assert verdict.tie and len(judge_server.questions) == 2
+    judge_server.judge = lambda call: "TIE"
+    (verdict,) = once.annotate(requests(1, "one", "other"))
+    assert verdict.tie and once.counts.disagreements == 0
+
+
 @pytest.mark.parametrize(("answers", "disagreements"), [(("TIE", "TIE"), 0), (("TIE", "A"), 1)])
 def test_ties_are_ties(answers: Sequence[str], disagreements: int, judge_server: Any, make_judge: Any) -> None:
     judge_server.judge = lambda call: answers[call.number]

@@ -17,12 +17,14 @@ _KEYS = {"function": "function", "reward": "reward", "people": "people", "taste"
 """Who annotates -> the key that names it."""
 
 
-def annotator_of(config: AnnotatorConfig, run: TrainConfig) -> Annotator:
+def annotator_of(config: AnnotatorConfig, run: TrainConfig, *, both_orders: bool = True) -> Annotator:
     """The annotator that a configuration names.
 
     Args:
         config: one of its keys is given, or none on the world.
         run: where the data is, and caches.
+        both_orders: whether one that looks at two responses at a time swaps them by itself; else it takes them as they
+            stand.
 
     Raises:
         InputError: none is named, or several; or the one that is cannot be used.
@@ -44,7 +46,7 @@ def annotator_of(config: AnnotatorConfig, run: TrainConfig) -> Annotator:
         return RewardModel.load(config.reward, device=run.device, cache_dir=run.cache_dir)
     from pluralign.annotators.endpoint import EndpointAnnotator
 
-    return EndpointAnnotator(config.endpoint, cache_dir=Path(run.output_dir) / "annotations")
+    return EndpointAnnotator(config.endpoint, cache_dir=Path(run.output_dir) / "annotations", both_orders=both_orders)
 
 
 def _kind(config: AnnotatorConfig, run: TrainConfig) -> str:

@@ -75,14 +75,17 @@ class EndpointAnnotator:
     Args:
         config: of the endpoint.
         cache_dir: where answers are kept, in `judge_answers/`.
+        both_orders: whether each pair is asked about twice; else once, as it stands, for callers that swap it.
         clock: time and chance; a test gives its own.
 
     Raises:
         InputError: a key of the configuration, the template, the profiles or the cache cannot be used.
     """
 
-    def __init__(self, config: EndpointConfig, *, cache_dir: Path, clock: Clock | None = None) -> None:
-        self._config = config
+    def __init__(
+        self, config: EndpointConfig, *, cache_dir: Path, both_orders: bool = True, clock: Clock | None = None
+    ) -> None:
+        self._config, self._both_orders = config, both_orders
         self._client = ChatClient(config, clock or Clock())
         self._prompts = JudgingPrompts.of_files(config.template, config.profiles)
         facts = {"model": config.model, "temperature": 0, "max_tokens": config.max_tokens}
@@ -146,9 +149,10 @@ class EndpointAnnotator:
         for first, second in combinations(range(len(request.responses)), 2):
             questions: tuple[str, ...] = ()
             # Made for equal responses too: an unknown person is an error whatever is asked.
-            both = tuple(self._prompts.question(request, *order) for order in ((first, second), (second, first)))
+            orders = ((first, second), (second, first))
+            every = tuple(self._prompts.question(request, *order) for order in orders[: 1 + self._both_orders])
             if request.responses[first] != request.responses[second]:
-                questions = both
+                questions = every
             found.append(_Pair(first, second, questions))
         return found
 
@@ -235,11 +239,11 @@ class EndpointAnnotator:
             if None in said:
                 quoted = self._client.quoted(answers[said.index(None)])
                 return Verdict(abstained=True, reason=f"unparsable answer {quoted}")
-            # The second question has them swapped.
-            first, second = said == ["first", "second"], said == ["second", "first"]
+            # The second question, where there is one, has them swapped.
+            first, second = said in (["first", "second"], ["first"]), said in (["second", "first"], ["second"])
             scores[pair.first] += 1.0 if first else 0.0 if second else 0.5
             scores[pair.second] += 1.0 if second else 0.0 if first else 0.5
-            if answers and not (first or second) and said != ["tie", "tie"]:
+            if set(said) - {"tie"} and not (first or second):
                 self._counts.disagreements += 1
                 which = f" of responses {pair.first + 1} and {pair.second + 1}" if len(pairs) > 1 else ""
                 remarks.append(f"the answer changes with the order{which}")

@@ -9,6 +9,7 @@ from pluralign.evaluation.results import Evaluation, measure_of
 from pluralign.preferences.people import shown
 
 _NAMES = 5
+_JUDGED_BY = ("against", "annotator", "orders", "max_prompts", "generation")
 
 
 def reasons_against(a: Evaluation, b: Evaluation, shared: Sequence[str]) -> list[str]:
@@ -37,6 +38,18 @@ def reasons_against(a: Evaluation, b: Evaluation, shared: Sequence[str]) -> list
 
 def remarks_on(a: Evaluation, b: Evaluation, shared: Sequence[str]) -> list[str]:
     """What else differs in how two evaluations were measured, and which figures it touches."""
+    return [*_of_judges(a, b), *_of_answers(a, b, shared)]
+
+
+def _of_judges(a: Evaluation, b: Evaluation) -> list[str]:
+    one, other = a.win_rate or {}, b.win_rate or {}
+    changes = _changes({key: one.get(key) for key in _JUDGED_BY}, {key: other.get(key) for key in _JUDGED_BY}, set())
+    if not (one and other and changes):
+        return []
+    return [f"win rates were found in other ways ({', '.join(key for key, *_ in changes)}): they do not compare runs"]
+
+
+def _of_answers(a: Evaluation, b: Evaluation, shared: Sequence[str]) -> list[str]:
     if not any(_part(run.people[person], "behaviour") for run in (a, b) for person in shared):
         return []
     changed = [

@@ -15,7 +15,7 @@ from pluralign.evaluation.comparable import named, reasons_against, remarks_on
 from pluralign.evaluation.conditions import Condition, parse_condition
 from pluralign.evaluation.over_people import GINI, Measured, draws_of, finite_number, measured, over_people
 from pluralign.evaluation.paired import Difference, paired_differences
-from pluralign.evaluation.results import HIGHER_IS_BETTER, MEAN_ONLY, Evaluation, read_evaluation
+from pluralign.evaluation.results import HIGHER_IS_BETTER, MEAN_ONLY, Evaluation, read_evaluation, read_run
 from pluralign.progress import progress_bar
 from pluralign.storage import check_place, write_json
 
@@ -183,6 +183,8 @@ def compare(config: CompareConfig) -> Comparison:
     for name, run in made.runs.items():
         of = f"{name.upper()}: " if len(made.runs) > 1 else ""
         made.remarks += [f"{of}{measure} {what} for {named(people)}" for measure, what, people in run.without_value()]
+        if waiting := (run.evaluation.win_rate or {}).get("unanswered"):
+            made.remarks.append(f"{of}win rates are not finished: {waiting} comparisons wait for the annotator")
         if run.evaluation.skipped:
             made.remarks.append(f"{of}skipped, and in no figure: {named(list(run.evaluation.skipped))}")
     made.outcomes = [_outcome(condition, made) for condition in conditions]
@@ -260,8 +262,9 @@ def _measure(key: str) -> str | None:
 
 
 def _evaluation(place: str) -> Evaluation:
-    path = Path(place).expanduser()
+    path, folder = Path(place).expanduser(), None
     if path.is_dir():
+        folder = path
         if not (path / "evaluation.json").is_file():
             fix = f"`pluralign evaluate --run {shlex.quote(place)}` makes it."
             raise InputError("there is no evaluation.json", where=place, fix=fix)
@@ -269,7 +272,7 @@ def _evaluation(place: str) -> Evaluation:
     elif not path.exists():
         fix = "Give a folder of `pluralign train`, or a file of `pluralign evaluate --output`."
         raise InputError("there is no such folder or file", where=place, fix=fix)
-    evaluation = read_evaluation(path)
+    evaluation = read_evaluation(path) if folder is None else read_run(folder)
     for person, results in evaluation.people.items():
         if not isinstance(results, Mapping):
             raise InputError(f"the results of {named([person])} are no object", where=str(path))

@@ -159,8 +159,8 @@ def describe_samples(values: Array, counts: Array, *, higher: bool = True, gini:
     places = (1, people, size, *(place for share in (0.1, 0.9) for place in _around(share, people)))
     # Every sample has as many people: counted through from one to the next, each begins where the last one ends.
     through = counts.ravel().cumsum()
-    starts = np.arange(len(counts))[:, None] * people
-    at = through.searchsorted(starts + places) - starts
+    starts = np.arange(len(counts), dtype=np.float64)[:, None] * people
+    at = through.searchsorted(starts + places) - starts.astype(np.intp)
     found_at = values[at]
     worst, best = found_at[:, 0], found_at[:, 1]
     low, high = (_between(found_at[:, place : place + 2], share, people) for place, share in ((3, 0.1), (5, 0.9)))

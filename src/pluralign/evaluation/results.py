@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +150,29 @@ def read_evaluation(path: Path | str) -> Evaluation:
     pooled = {name: content.get(name) for name in ("identities", "win_rate")}
     pooled = {name: part if isinstance(part, dict) else None for name, part in pooled.items()}
     return Evaluation(**parts, **pooled, path=Path(path))  # type: ignore[arg-type]
+
+
+def read_run(folder: Path | str) -> Evaluation:
+    """The `evaluation.json` of a run's folder, with its people's win rates against the base where they were measured.
+
+    Raises:
+        InputError: as `read_evaluation`, of either file.
+    """
+    evaluation = read_evaluation(Path(folder) / "evaluation.json")
+    if not (path := Path(folder) / "winrate" / "base.json").is_file():
+        return evaluation
+    rates = read_evaluation(path)
+    people = {
+        person: {**results, "win_rate": (rates.people.get(person) or {}).get("win_rate")}
+        for person, results in evaluation.people.items()
+    }
+    summary = {**evaluation.summary, **_of_win_rates(summarize(people))}
+    groups = {name: {**evaluation.groups.get(name, {}), **_of_win_rates(one)} for name, one in by_group(people).items()}
+    return replace(evaluation, people=people, groups=groups, summary=summary, win_rate=rates.win_rate)
+
+
+def _of_win_rates(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in summary.items() if key.startswith("win_rate.")}
 
 
 def merged(before: Evaluation, new: Evaluation, *, order: Iterable[str]) -> Evaluation:

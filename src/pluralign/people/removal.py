@@ -18,7 +18,7 @@ from pluralign.preferences import Preference, folder_name, load_preferences, nam
 from pluralign.storage import write_bytes
 from pluralign.training.checkpoints import remove_folder
 from pluralign.training.index import write_index
-from pluralign.training.runs import RunFolder, Unfinished
+from pluralign.training.runs import WIN_RATES, RunFolder, Unfinished
 
 _SHOWN = 5
 
@@ -92,6 +92,7 @@ class _Removing:
         self._remove_folders()
         self._remove_from_metrics()
         self._remove_from_evaluation()
+        self._remove_from_win_rates()
         self._remove_from_index()
         self._prove(keys)
         self._remark(rows)
@@ -208,6 +209,13 @@ class _Removing:
         if entries or columns:
             without(before, gone).write(self.folder.evaluation)
             self.result.removed.append(f"{entries} entries of the evaluation, and {columns} in others' cross tables")
+
+    def _remove_from_win_rates(self) -> None:
+        if (self.path / WIN_RATES).is_dir():
+            from pluralign.evaluation.forgetting import forget_win_rates
+
+            if count := forget_win_rates(self.path, self.users):
+                self.result.removed.append(f"{count} entries of win rates, and of the answers and verdicts behind them")
 
     def _remove_from_index(self) -> None:
         begun = self.folder.unfinished()

@@ -21,12 +21,14 @@ _PERSON_VALUES = ("user", "adapter")
 _WORD = rb"0-9A-Za-z_\x80-\xff"
 _TOKEN_ENDS = rb"\s\"'`/\\,:;{}\[\]()<>=|"
 _FILE_WORDS = """
-adapter_config adapter_model adapters base base_fingerprint base_responses checkpoint config cut default earlier_data
-eval eval_loss evaluation event events first_problems generation grad_norm group groups held_out host index interval
-json layout learning_rate logps loss lora made_with max_shard metadata metrics model model_type note peft people
-pluralign problems python rejected revision rewards rows rows_hash runs safetensors schema_version seed separate
-settings shared skipped source state step summary task_type tensorboard tensors ties time tokens train undefined
-unfinished user version versions weight world yaml
+abstained adapter_config adapter_model adapters against annotator answers base base_fingerprint base_responses
+bootstrap checkpoint config cut default different draws earlier_data eval eval_loss evaluation event events finished
+first_problems flipped generation grad_norm group groups held_out host index intercept interval json key layout
+learning_rate logps lora loss losses made_with max_shard metadata metrics model model_type name note orders peft
+people person pluralign problems python ranking reason regression rejected revision rewards rows rows_hash runs
+safetensors scale schema_version scores seed separate settings shared skipped source spreads state step summary
+task_type tensorboard tensors text tie ties time tokens train unanswered undefined unfinished user verdicts version
+versions weight winrate wins world yaml
 """
 
 

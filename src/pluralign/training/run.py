@@ -37,7 +37,7 @@ from pluralign.training.listeners import Listeners
 from pluralign.training.mismatched import give_mismatched
 from pluralign.training.people import Census, Person, take_census
 from pluralign.training.record import Record
-from pluralign.training.runs import RunFolder, Standing
+from pluralign.training.runs import WIN_RATES, RunFolder, Standing
 from pluralign.training.shares import Share
 from pluralign.training.stages import first_stage, has_first_stage, second_stage
 from pluralign.training.weighting import check_best_metric, warn_of_unknown_groups
@@ -154,6 +154,11 @@ class Run:
                     standing=found.standing,
                     contents=self._contents(),
                 )
+                if growth.work.update and (self.folder.path / WIN_RATES).is_dir():
+                    from pluralign.evaluation.forgetting import forget_win_rates
+
+                    # They were of the policies that are replaced now.
+                    forget_win_rates(self.folder.path, growth.work.update)
             self._wait()
             call.over("preparation")
             self._train_people(census, growth, record, on_cluster=on_cluster)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pluralign.annotators.protocol import Annotator, Verdict, checked
+from pluralign.annotators.protocol import Annotator, Request, Verdict, checked
 from pluralign.progress import progress_bar
 from pluralign.training.online.files import Candidates, Pair, Response, VerdictLog
 
@@ -18,20 +18,26 @@ Form = Literal["best_worst", "all", "sampled"]
 def annotate(
     annotator: Annotator, candidates: Sequence[Candidates], log: VerdictLog, *, batch_size: int
 ) -> list[Verdict]:
-    """A verdict for every prompt's responses, from the log or the annotator.
+    """A verdict for every prompt's responses; see `annotate_requests`."""
+    return annotate_requests(annotator, [one.request() for one in candidates], log, batch_size=batch_size)
+
+
+def annotate_requests(
+    annotator: Annotator, requests: Sequence[Request], log: VerdictLog, *, batch_size: int
+) -> list[Verdict]:
+    """A verdict for every request, from the log or the annotator.
 
     Responses that are all the same text are a tie that nobody is asked for.
 
     Args:
         annotator: asked in batches; what it says of one is on the disk before it is asked for the next.
-        candidates: in their order.
+        requests: in their order.
         log: what was said before; it grows.
         batch_size: requests of a batch.
 
     Raises:
         AnnotatorError: the annotator failed, or gave what cannot be used; what it said before is kept.
     """
-    requests = [one.request() for one in candidates]
     asked = [one for one in requests if log.get(one) is None and len(set(one.responses)) > 1]
     if (check := getattr(annotator, "check", None)) is not None:
         # What it will refuse is found before anything is paid for.
@@ -44,7 +50,14 @@ def annotate(
             some = asked[start : start + batch_size]
             log.add(some, checked(annotator, some))
             bar.advance(task, len(some))
-    return [log.get(one) or Verdict(tie=True, reason="the responses are the same") for one in requests]
+    return [verdict for one in requests if (verdict := said_of(one, log)) is not None]
+
+
+def said_of(request: Request, log: VerdictLog) -> Verdict | None:
+    """What was said of a request, or follows from its responses being the same; None where nothing has been said."""
+    if len(set(request.responses)) == 1:
+        return log.get(request) or Verdict(tie=True, reason="the responses are the same")
+    return log.get(request)
 
 
 @dataclass
