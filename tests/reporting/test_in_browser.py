@@ -76,9 +76,11 @@ def test_a_click_on_a_point_filters_the_tables_and_can_be_undone(two_runs: Path,
     names = "#people-table tbody th"
     assert page.all_texts(names) == [name_of[person]] * 2
     assert page.all_texts("#people-table tbody td:nth-child(2)") == ["bapo", "dpo"]
+    assert page.all_texts("#groups-table tbody th") == [name_of[person].partition("-")[0]]
     assert name_of[person] in page.run("document.querySelector('#answers-note').textContent")
     page.run("document.querySelector('#selection-clear').click()")
     assert page.run("document.querySelector('#selection').hidden") and len(page.all_texts(names)) == 20
+    assert len(page.all_texts("#groups-table tbody th")) == 6
 
 
 def test_what_a_pointer_does_a_keyboard_does_too(two_runs: Path, opened: Any) -> None:

@@ -142,15 +142,22 @@ function personLine(person) {
   return { name: DATA.people[person], id: person, dots };
 }
 
+// The groups of the run that is looked at; of a chosen person, the one they are in.
+function groupsAskedFor() {
+  const { groups, results } = RUNS[state.run];
+  const own = groups.filter((row) => row.group === results.group[ROW_OF[state.run].get(state.person)]);
+  return own.length ? own : groups;
+}
+
 function startGroups() {
   if (!RUNS.some((run) => run.groups.length)) return;
   reveal('groups');
-  const linesOf = () => RUNS[state.run].groups.slice(0, CHART_ROWS).map((row) => groupLine(row.group));
+  const linesOf = () => groupsAskedFor().slice(0, CHART_ROWS).map((row) => groupLine(row.group));
   const made = chart(byId('groups-chart'), () => dotsOptions(linesOf(), panelKeys(isMeasured(ACCURACY) ? ACCURACY : people.sort), widthOf(made)), {
     click: (event) => event.data?.[3] >= 0 && choose({ group: event.data[3], person: -1 }),
   });
   function show() {
-    const { groups } = RUNS[state.run];
+    const groups = groupsAskedFor();
     const keys = columnsOf(state.run);
     const heads = [['group'], ['people', 'number'], ...keys.map((key) => [MEASURES.get(key).title, kindOf(key)]), ['worst off, by accuracy']];
     const body = element('tbody', { role: 'rowgroup' });
