@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-_STUDENT = {1: (12.706, 1.376), 2: (4.303, 1.061), 3: (3.182, 0.978), 4: (2.776, 0.941), 5: (2.571, 0.920)}
+_STUDENT = {
+    1: (12.706, 1.376),
+    2: (4.303, 1.061),
+    3: (3.182, 0.978),
+    4: (2.776, 0.941),
+    5: (2.571, 0.920),
+    6: (2.447, 0.906),
+    7: (2.365, 0.896),
+    8: (2.306, 0.889),
+    9: (2.262, 0.883),
+}
 """Degrees of freedom -> quantiles of Student's t at 97.5% and at 80%."""
 _NORMAL = (1.960, 0.842)
 
