@@ -23,7 +23,7 @@ BENCHMARKS = Path(__file__).parents[1]
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "forgetting")]
 
 from arms import ARMS, LEARNING_RATES, OFFLINE  # noqa: E402
-from intervals import Estimate, estimate  # noqa: E402
+from intervals import estimate  # noqa: E402
 from online_cells import Cell, prepare, result_of  # noqa: E402
 
 import grid  # noqa: E402
@@ -33,6 +33,23 @@ TUNING_SEEDS = (1, 2)
 SEEDS = (11, 12, 13, 14, 15, 16, 17, 18)
 JUDGED = ("wins, annotator", "at equal length, annotator", "wins, other judge", "at equal length, other judge")
 BESIDE = ("wins over first, annotator", "style", "kept", "degenerate", "surprise", "kl", "length")
+DIFFERING = ("wins, annotator", "at equal length, annotator", "wins, other judge", "kept", "kl")
+COMPARED = (
+    ("2 phases", OFFLINE),
+    ("4 phases", OFFLINE),
+    ("every step", OFFLINE),
+    ("every step, fixed", OFFLINE),
+    ("every step", "every step, fixed"),
+    ("2 phases", "every step, fixed"),
+    ("4 phases", "every step, fixed"),
+    ("2 phases ipo", "offline ipo"),
+    ("2 phases hinge", "offline hinge"),
+    ("2 phases ipo", "2 phases"),
+    ("2 phases hinge", "2 phases"),
+    ("4 phases apo", "4 phases"),
+    ("2 phases anchored", "2 phases"),
+)
+"""An arm, and what it is compared with seed by seed."""
 
 
 def tune() -> list[Cell]:
@@ -65,20 +82,24 @@ def measures(cell: dict[str, Any]) -> dict[str, float]:
 
 
 def table(cells: Sequence[dict[str, Any]]) -> str:
-    """Means over seeds with 95% intervals; wins less those of the offline arm, seed by seed; seconds."""
+    """Means over seeds with 95% intervals; differences seed by seed, with what is detectable; seconds."""
     by_arm: dict[str, dict[int, dict[str, float]]] = {}
     for cell in cells:
         by_arm.setdefault(cell["arm"], {})[cell["seed"]] = measures(cell)
     rates = {cell["arm"]: cell["learning_rate"] for cell in cells}
-    names = [*JUDGED, *BESIDE]
-    first = [["arm", "rate", *names]]
-    second = [["less offline", *(f"{name} (detectable)" for name in JUDGED)]]
+    first = [["arm", "rate", *JUDGED]]
+    beside = [["arm", *BESIDE]]
     for arm, seeds in by_arm.items():
-        first.append([arm, f"{rates[arm]:g}", *(_shown(estimate([one[n] for one in seeds.values()])) for n in names)])
-        if arm != OFFLINE:
-            less = [estimate([one[n] - by_arm[OFFLINE][seed][n] for seed, one in seeds.items()]) for n in JUDGED]
-            second.append([arm, *(f"{_shown(one)} ({one.detectable:.3f})" for one in less)])
-    return f"{_table(first)}\n{_table(second)}\n{_table(_seconds(cells))}"
+        shown = {name: str(estimate([one[name] for one in seeds.values()])) for name in (*JUDGED, *BESIDE)}
+        first.append([arm, f"{rates[arm]:g}", *(shown[name] for name in JUDGED)])
+        beside.append([arm, *(shown[name] for name in BESIDE)])
+    differing = [["arm", "less", *(f"{name} (detectable)" for name in DIFFERING)]]
+    for arm, other in COMPARED:
+        if arm in by_arm and other in by_arm:
+            shared = [seed for seed in by_arm[arm] if seed in by_arm[other]]
+            less = [estimate([by_arm[arm][s][n] - by_arm[other][s][n] for s in shared]) for n in DIFFERING]
+            differing.append([arm, other, *(f"{one} ({one.detectable:.3f})" for one in less)])
+    return "\n".join(_table(one) for one in (first, beside, differing, _seconds(cells)))
 
 
 def _seconds(cells: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -93,11 +114,6 @@ def _seconds(cells: Sequence[dict[str, Any]]) -> list[list[str]]:
 def _table(lines: Sequence[Sequence[str]]) -> str:
     head, *rest = lines
     return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *rest])
-
-
-def _shown(found: Estimate) -> str:
-    low, high = found.ends
-    return f"{found.mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 STAGES = {"tune": tune, "report": report}
