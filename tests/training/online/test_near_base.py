@@ -11,7 +11,7 @@ import torch
 
 from pluralign.errors import InputError
 from pluralign.objectives import Objective
-from pluralign.seats import AnchorConfig, LossConfig
+from pluralign.seats import LossConfig
 from pluralign.training.online.near_base import NearBase
 from pluralign.training.online.run import online
 from pluralign.training.online.watching import repetition
@@ -31,8 +31,8 @@ def test_the_gradient_over_what_a_policy_samples_is_that_of_the_divergence() -> 
     columns = {"base_chosen_logps": base[first].tolist(), "base_rejected_logps": base[second].tolist()}
     own = {name: value.detach() for name, value in logps.items()}
     given = (logps, own, {name: torch.ones(25) for name in logps}, columns)
-    near = NearBase(LossConfig(), AnchorConfig(), 0.7)(*given).per_example
-    plain = Objective(LossConfig(), AnchorConfig())(*given).per_example
+    near = NearBase(Objective(LossConfig()), 0.7)(*given).per_example
+    plain = Objective(LossConfig())(*given).per_example
     (found,) = torch.autograd.grad((often * (near - plain)).sum(), logits, retain_graph=True)
     (expected,) = torch.autograd.grad(0.7 * (policy.exp() * (policy - base)).sum(), logits)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
@@ -43,8 +43,7 @@ def test_a_row_that_nobody_sampled_costs_nothing() -> None:
     lengths = {name: torch.ones(2) for name in logps}
     columns = {"base_chosen_logps": [None, -2.5], "base_rejected_logps": [None, -4.5]}
     near, plain = (
-        one(logps, logps, lengths, columns)
-        for one in (NearBase(LossConfig(), AnchorConfig(), 2.0), Objective(LossConfig()))
+        one(logps, logps, lengths, columns) for one in (NearBase(Objective(LossConfig()), 2.0), Objective(LossConfig()))
     )
     assert (near.per_example - plain.per_example).tolist() == pytest.approx([0.0, 0.25])
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pluralign.objectives import Losses, Objective
-from pluralign.seats import AnchorConfig, LossConfig
 from pluralign.training.online.files import SIDES
 
 
@@ -23,12 +22,13 @@ class NearBase(Objective):
     first update of a phase, or of the best and the worst of more than two, it is an approximation.
 
     Args:
-        loss, anchor: of the configuration.
+        objective: of the configuration's loss and anchor.
         weight: > 0, a nat costs so much.
     """
 
-    def __init__(self, loss: LossConfig, anchor: AnchorConfig, weight: float) -> None:
-        super().__init__(loss, anchor)
+    def __init__(self, objective: Objective, weight: float) -> None:
+        # What it has checked and warned of is not checked again.
+        self.__dict__.update(vars(objective))
         self.weight = weight
 
     def __call__(

@@ -138,7 +138,7 @@ class OnlineRun(Run):
             self.online,
             worker.config,
             worker.base,
-            NearBase(worker.config.loss, worker.config.anchor, kl) if kl else worker.objective,
+            NearBase(worker.objective, kl) if kl else worker.objective,
             worker.arguments,
             self.folder,
             worker.layout,
