@@ -120,6 +120,7 @@ def test_short_rows_are_taken_whole_and_long_ones_in_pieces(monkeypatch: pytest.
         ([(600 + number, [200, 200]) for number in range(4)], False),
         ([(24, [12, 12])] * 20, True),
         ([(73, [73, 73])] * 20, False),
+        ([(291, [73, 73])] * 4, False),
     ):
         batch = rows(shapes)
         cuts = cut_rows(batch.segment_ids, causal=True)

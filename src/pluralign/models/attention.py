@@ -35,6 +35,8 @@ PIECE_COST = 2**14
 """What handling a piece costs beside its products, in attention weights: of short rows cut in many ways it is most."""
 POSITION_COST = 64
 """What a query or key of a piece costs beside the products: it is moved, and so is what comes back for it."""
+MASKED_ALIKE, MASKED_APART = 8, 4
+"""As many weights cost one more where a mask has to be laid over them, the same for all rows or each row's own."""
 KEPT_ELEMENTS = 2**22
 """Attention weights of a layer that are kept for the backward pass; where there are more, they are computed again."""
 
@@ -95,7 +97,8 @@ class Cut:
 
     def cost(self, rows: int, heads: int) -> int:
         """What going over a batch's rows of this cut costs, in attention weights."""
-        each = self.weights + POSITION_COST * self.positions
+        masking = 0 if self.causal else self.weights // (MASKED_ALIKE if self.alike else MASKED_APART)
+        each = self.weights + masking + POSITION_COST * self.positions
         return heads * self.count(rows) * each + PIECE_COST * len(self.pieces)
 
     def count(self, rows: int) -> int:

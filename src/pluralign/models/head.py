@@ -276,16 +276,21 @@ def _trained_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | N
     grad_hidden = torch.zeros_like(hidden, dtype=sums.total.dtype) if by_hidden else None
     grad_weight = torch.empty_like(weight) if by_weight else None
     grad_bias = torch.empty_like(bias) if by_bias and bias is not None else None
+    # The loss's gradient multiplies what is [N, H], and not what is [N, width].
+    scaled = (head.hidden * grad[:, None]).to(ctx.dtype)
     for columns in head.blocks:
         residual = kept[0] if kept else _residual_again(head, columns, sums)
-        of_logits = (residual * grad[:, None]).to(ctx.dtype)
         if grad_hidden is not None:
-            grad_hidden += of_logits @ head.columns(columns)
-        if grad_weight is not None:
-            grad_weight[columns] = of_logits.t() @ head.hidden
+            grad_hidden += residual @ head.columns(columns)
+        if grad_weight is not None and grad_weight.dtype == ctx.dtype:
+            torch.mm(residual.t(), scaled, out=grad_weight[columns])
+        elif grad_weight is not None:
+            grad_weight[columns] = residual.t() @ scaled
         if grad_bias is not None:
-            grad_bias[columns] = of_logits.sum(dim=0, dtype=grad.dtype)
-    return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_bias
+            grad_bias[columns] = (residual * grad[:, None]).sum(dim=0, dtype=grad.dtype)
+    if grad_hidden is not None:
+        grad_hidden = grad_hidden.mul_(grad[:, None]).to(hidden.dtype)
+    return grad_hidden, grad_weight, grad_bias
 
 
 def _residual_again(head: _Head, columns: slice, sums: _Sums) -> Tensor:
