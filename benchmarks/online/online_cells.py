@@ -32,23 +32,30 @@ GENERATION = {"do_sample": True, "max_new_tokens": 28, "batch_size": 256}
 
 @dataclass(frozen=True)
 class Cell:
-    """What is trained and asked; the seed is of people, their tables, questions, samples and adapters."""
+    """What is trained and asked; the seed is of people, their tables, questions, samples and adapters.
+
+    Attributes:
+        person: the only one who is trained; None is both. Nobody's result depends on who is trained beside them.
+    """
 
     arm: str
     learning_rate: float
     seed: int
+    person: int | None = None
 
     @property
     def digest(self) -> str:
         """Of everything that decides the result but versions."""
-        what = [asdict(self), asdict(ARMS[self.arm]), setting.KINDS, setting.PAIRS, setting.BUDGET, FIRST]
+        own = {name: value for name, value in asdict(self).items() if value is not None}
+        what = [own, asdict(ARMS[self.arm]), setting.KINDS, setting.PAIRS, setting.BUDGET, FIRST]
         what += [PASSES, setting.STYLED, setting.INSIDE, setting.OUTSIDE, setting.JUDGES_PAIRS]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
     def kept(self, work: Path) -> Path:
         """Where its result lies."""
         name = self.arm.replace(" ", "_").replace(",", "")
-        return work / "cells" / f"{name}@{self.learning_rate:g}-s{self.seed}-{self.digest}.json"
+        person = "" if self.person is None else f"-p{self.person}"
+        return work / "cells" / f"{name}@{self.learning_rate:g}-s{self.seed}{person}-{self.digest}.json"
 
 
 def result_of(cell: Cell, work: Path) -> dict[str, Any]:
@@ -95,7 +102,7 @@ def _made(cell: Cell, work: Path) -> dict[str, Any]:
     arm, first = ARMS[cell.arm], _of_first(cell.seed, work)
     out = work / "runs" / cell.kept(work).stem
     shutil.rmtree(out, ignore_errors=True)
-    common = _common(cell.seed, work)
+    common = _common(cell.seed, work, cell.person)
     values = {
         **common,
         **arm.more,
@@ -111,7 +118,7 @@ def _made(cell: Cell, work: Path) -> dict[str, Any]:
     began = time.process_time()
     with _timed() as seconds:
         result = online(resolve(OnlineConfig, values), WorldJudge(setting.world()))
-    run = {"skipped": len(result.skipped), "paired": _paired(out)}
+    run = {"skipped": len(result.skipped), "paired": _paired(out, len(setting.people(cell.seed, cell.person)))}
     run |= {name: round(value, 2) for name, value in seconds.items()}
     found = measured(cell.seed, work, asked(cell.seed, work, out), first)
     shutil.rmtree(out, ignore_errors=True)
@@ -119,14 +126,14 @@ def _made(cell: Cell, work: Path) -> dict[str, Any]:
     return {**asdict(cell), "digest": cell.digest, "people": found, "run": run, "seconds": spent}
 
 
-def _paired(out: Path) -> float:
+def _paired(out: Path, people: int) -> float:
     """Share of the annotated prompts that gave a pair."""
     found = sum(len(path.read_text().splitlines()) for path in out.glob("phases/*/pairs-*.jsonl"))
-    return round(found / (setting.BUDGET * len(setting.KINDS)), 3)
+    return round(found / (setting.BUDGET * people), 3)
 
 
-def _common(seed: int, work: Path) -> dict[str, Any]:
-    path = setting.table(setting.people(seed), setting.PAIRS, work / "tables")
+def _common(seed: int, work: Path, person: int | None = None) -> dict[str, Any]:
+    path = setting.table(setting.people(seed, person), setting.PAIRS, work / "tables")
     training = {"per_device_train_batch_size": 8, "warmup_steps": 0.1, "logging_steps": 1000}
     return {
         "model": setting.MODEL,

@@ -23,8 +23,9 @@ BENCHMARKS = Path(__file__).parents[1]
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "forgetting")]
 
 from arms import ARMS, LEARNING_RATES, OFFLINE  # noqa: E402
-from intervals import estimate  # noqa: E402
+from intervals import Estimate, estimate  # noqa: E402
 from online_cells import Cell, prepare, result_of  # noqa: E402
+from setting import KINDS  # noqa: E402
 
 import grid  # noqa: E402
 
@@ -63,7 +64,12 @@ def report() -> list[Cell]:
     if {cell.digest for cell in tune()} - {cell["digest"] for cell in cells}:
         raise SystemExit("the trials are not finished: rates are chosen from all of them")
     rates = best_rates(cells)
-    return [Cell(arm, rates[arm], seed) for seed in SEEDS for arm in ARMS]
+    return [Cell(arm, rates[arm], seed, person) for turn in (0, 1) for seed, person in _people(turn) for arm in ARMS]
+
+
+def _people(turn: int) -> list[tuple[int, int]]:
+    """Seeds with one of their people, first one kind and then the other by turns: a stopped report has both."""
+    return [(seed, KINDS[(seed + turn) % len(KINDS)]) for seed in SEEDS]
 
 
 def best_rates(cells: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -83,23 +89,36 @@ def measures(cell: dict[str, Any]) -> dict[str, float]:
 
 def table(cells: Sequence[dict[str, Any]]) -> str:
     """Means over seeds with 95% intervals; differences seed by seed, with what is detectable; seconds."""
-    by_arm: dict[str, dict[int, dict[str, float]]] = {}
+    found: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
     for cell in cells:
-        by_arm.setdefault(cell["arm"], {})[cell["seed"]] = measures(cell)
+        found.setdefault(cell["arm"], {}).setdefault(cell["seed"], {}).update(cell["people"])
     rates = {cell["arm"]: cell["learning_rate"] for cell in cells}
-    first = [["arm", "rate", *JUDGED]]
-    beside = [["arm", *BESIDE]]
-    for arm, seeds in by_arm.items():
-        shown = {name: str(estimate([one[name] for one in seeds.values()])) for name in (*JUDGED, *BESIDE)}
+    first, beside = [["arm", "rate", *JUDGED]], [["arm", *BESIDE]]
+    for arm in found:
+        # Only people whom every arm has.
+        shown = {name: str(_estimate(found[arm], list(found.values()), name)) for name in (*JUDGED, *BESIDE)}
         first.append([arm, f"{rates[arm]:g}", *(shown[name] for name in JUDGED)])
         beside.append([arm, *(shown[name] for name in BESIDE)])
     differing = [["arm", "less", *(f"{name} (detectable)" for name in DIFFERING)]]
     for arm, other in COMPARED:
-        if arm in by_arm and other in by_arm:
-            shared = [seed for seed in by_arm[arm] if seed in by_arm[other]]
-            less = [estimate([by_arm[arm][s][n] - by_arm[other][s][n] for s in shared]) for n in DIFFERING]
+        if arm in found and other in found:
+            less = [_estimate(found[arm], [found[other]], name, less=found[other]) for name in DIFFERING]
             differing.append([arm, other, *(f"{one} ({one.detectable:.3f})" for one in less)])
     return "\n".join(_table(one) for one in (first, beside, differing, _seconds(cells)))
+
+
+Found = dict[int, dict[str, dict[str, float]]]
+"""Seed -> person -> measures."""
+
+
+def _estimate(one: Found, others: Sequence[Found], name: str, less: Found | None = None) -> Estimate:
+    """Of a measure, or of what it is less another arm's, over seeds: the people that all of the arms have, averaged."""
+    values = []
+    for seed, people in one.items():
+        there = [user for user in people if all(user in other.get(seed, {}) for other in others)]
+        if there:
+            values.append(mean(people[user][name] - (less[seed][user][name] if less else 0.0) for user in there))
+    return estimate(values)
 
 
 def _seconds(cells: Sequence[dict[str, Any]]) -> list[list[str]]:
