@@ -73,6 +73,55 @@ def test_evaluate_says_again_what_train_said(run, tmp_path):
         assert again[key] == (pytest.approx(first[key], abs=1e-4) if isinstance(first[key], float) else first[key])
 
 
+def test_compare_holds_lines_and_refuses_what_cannot_be_compared(run, tmp_path, capsys):
+    again, before = tmp_path / "again.json", json.loads((run / "evaluation.json").read_text())
+    again.write_text(json.dumps(before))
+    output = tmp_path / "compared.json"
+    held = ["--fail-if", "retention.kept.mean < 0", "--fail_if", "skipped > 0 or pairs.accuracy.mean > 1"]
+    assert main(["compare", str(run), str(again), *held, "--output", str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert "figures are over the 3 people that both have" in shown and shown.count("passed: ") == 2
+    compared = json.loads(output.read_text())
+    assert {one["difference"] for one in compared["differences"].values()} == {0}
+    # All conditions count, not the last one alone; and each is on figures of the summary.
+    broken = ["--fail-if", "pairs.accuracy.worst >= 0", "--fail-if", "retention.kept.mean < 0"]
+    assert main(["compare", str(run), *broken]) == 1
+    assert "FAILED: pairs.accuracy.worst >= 0" in capsys.readouterr().out
+    questions = {
+        "retention.keept.mean < 1": "Did you mean retention.kept.mean",
+        "win_rate.raw.mean < 1": "win_rate.raw.mean has no value",
+        "retention.kept.mean": "it ends where one of",
+        "__import__('os') < 1": "stands at character 1",
+        "difference.skipped > 0": "there is one run",
+    }
+    for condition, named in questions.items():
+        assert main(["compare", str(run), "--fail-if", condition]) == 2
+        assert named in capsys.readouterr().err
+    other = {**before, "base": {**before["base"], "fingerprint": "0" * 64}}
+    again.write_text(json.dumps(other))
+    assert main(["compare", str(run), str(again)]) == 2
+    assert "the bases differ" in capsys.readouterr().err
+    assert main(["compare", str(run), str(again), "--different"]) == 0
+    assert "NOT THE SAME YARDSTICK: the bases differ" in " ".join(capsys.readouterr().out.split())
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "pluralign evaluate --run" in capsys.readouterr().err
+
+
+def test_win_rates_of_the_worlds_judge_stand_beside_the_evaluation(run, capsys):
+    call = ["winrate", str(run), "--annotator.type", "world", "--max_prompts", "2", "--orders", "random"]
+    assert main(call) == 0
+    assert "against the base, by world" in capsys.readouterr().out
+    written = json.loads((run / "winrate" / "base.json").read_text())
+    assert list(written["people"]) == list(json.loads((run / "evaluation.json").read_text())["people"])
+    assert {one["win_rate"]["n"] for one in written["people"].values()} == {2}
+    assert (
+        main(["compare", str(run), "--fail-if", "win_rate.raw.mean < 0 or win_rate.length_controlled.worst < 0"]) == 0
+    )
+    assert main(["winrate", str(run), str(run), "--annotator.type", "world"]) == 2
+    assert main(["winrate", str(run)]) == 2
+    assert "nobody says which response is better" in capsys.readouterr().err
+
+
 def test_generate_puts_base_and_person_side_by_side(run, tmp_path, capsys):
     output = tmp_path / "answers.jsonl"
     question = "What is the gem of Rarvun?"
