@@ -14,6 +14,7 @@ import pytest
 from pluralign.errors import InputError
 from pluralign.reporting.gather import cautions, differences, read_runs
 from pluralign.reporting.measures import ACCURACY, KEPT, WIN_RATE, mean_interval
+from pluralign.reporting.provenance import origins
 from pluralign.reporting.selection import fixed_sample, front, selected
 
 Make = Callable[..., Path]
@@ -149,13 +150,17 @@ def test_win_rates_stand_beside_what_else_is_known_of_a_person(make_run: Make) -
     run = make_run(people=2)
     user, other = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))["people"]
     verdicts = {"n": 4, "raw": 0.75, "raw_interval": [0.3, 0.95], "length_controlled": None}
-    content = {name: {} for name in ("base", "groups", "summary", "skipped")}
-    people = {user: {"win_rate": verdicts}, "nobody": {"win_rate": verdicts}}
+    content: dict[str, Any] = {name: {} for name in ("base", "groups", "summary", "skipped")}
+    content["people"] = {user: {"win_rate": verdicts}, "nobody": {"win_rate": verdicts}}
+    content["win_rate"] = {"annotator": {"name": "a judge", "temperature": 0.5}}
     (run / "winrate").mkdir()
-    (run / "winrate" / "base.json").write_text(json.dumps({"schema_version": 1, **content, "people": people}))
+    (run / "winrate" / "base.json").write_text(json.dumps({"schema_version": 1, **content}))
     (found,) = read_runs([str(run)])
     assert found.people[user].values[WIN_RATE] == 0.75 and found.people[user].intervals[WIN_RATE] == (0.3, 0.95)
     assert set(found.people) == {user, other} and WIN_RATE not in found.people[other].values
+    judges = [{row.key: row.values for row in origins([found], pseudonyms=hidden)} for hidden in (False, True)]
+    assert [one["judge of win rates"] for one in judges] == [["a judge, temperature 0.5"], ["(withheld)"]]
+    assert any("same judge" in one for one in cautions([found, *read_runs([str(make_run("other", people=2))])]))
 
 
 def test_no_torch_is_needed() -> None:

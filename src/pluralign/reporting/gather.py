@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pluralign.errors import InputError
-from pluralign.evaluation.results import Evaluation, measure_of, read_evaluation
+from pluralign.evaluation.results import Evaluation, measure_of, read_run
 from pluralign.preferences import ALL
 from pluralign.reporting.measures import Interval, intervals_of, values_of
 from pluralign.resolve import flat, read_yaml
@@ -16,8 +16,6 @@ from pluralign.storage import read_json
 from pluralign.training.index import index_path, read_index
 from pluralign.training.runs import CALLS_FILE, CONFIG_FILE, ONLINE_FILE, UNFINISHED_FILE, RunFolder
 
-WIN_RATES = "winrate/base.json"
-"""Below a run's folder, win rates against the base."""
 MOST_RUNS = 8
 """A chart tells no more marks than that apart."""
 
@@ -115,6 +113,8 @@ def cautions(runs: Sequence[Run]) -> list[str]:
     ):
         if any(run.evaluation.base.get(key) != first.evaluation.base.get(key) for run in others):
             found.append(what)
+    if any(_judge(run) != _judge(first) for run in others):
+        found.append("Win rates are not of the same judge, or were not measured in every run.")
     shared = set(first.people).intersection(*(run.people for run in others))
     apart = sum(len({run.people[user].held_out for run in runs} - {None}) > 1 for user in shared)
     if apart:
@@ -144,8 +144,7 @@ def _read(folder: RunFolder, given: str, name: str) -> Run:
             f"the run has no {folder.evaluation.name}, so there is nothing to report", where=given, fix=fix
         )
     online = folder.path / ONLINE_FILE
-    evaluation = read_evaluation(folder.evaluation)
-    _add_win_rates(evaluation, folder.path / WIN_RATES)
+    evaluation = read_run(folder.path)
     people = _people(evaluation, str(folder.evaluation))
     measured = set(people) | set(evaluation.skipped)
     trained = read_index(folder.path).people if index_path(folder.path).is_file() else {}
@@ -163,16 +162,6 @@ def _read(folder: RunFolder, given: str, name: str) -> Run:
         finished=not (folder.path / UNFINISHED_FILE).exists(),
         calls=_calls(folder.path / CALLS_FILE),
     )
-
-
-def _add_win_rates(evaluation: Evaluation, path: Path) -> None:
-    """Put people's win rates against the base, a file of their own, beside what else is known of them."""
-    if not path.exists():
-        return
-    judged = read_evaluation(path)
-    for user, results in judged.people.items():
-        if user in evaluation.people and isinstance(results, Mapping):
-            evaluation.people[user] = {**evaluation.people[user], "win_rate": results.get("win_rate")}
 
 
 def _calls(path: Path) -> list[dict[str, Any]]:
@@ -202,6 +191,10 @@ def _people(evaluation: Evaluation, where: str) -> dict[str, Person]:
 def _object(values: Mapping[str, Any], key: str) -> dict[str, Any]:
     found = values.get(key)
     return found if isinstance(found, dict) else {}
+
+
+def _judge(run: Run) -> Any:
+    return (run.evaluation.win_rate or {}).get("annotator")
 
 
 def _fingerprint(run: Run) -> str | None:

@@ -76,6 +76,7 @@ def _origin(run: Run, pseudonyms: bool) -> dict[str, str]:
         "probes": _probes(base.get("probes") or [], pseudonyms),
         "rows laid out": base.get("layout"),
         "judged by world": base.get("world"),
+        "judge of win rates": _judge(run, pseudonyms),
     }
     made_with.pop("schema_version", None)
     versions = made_with.pop("versions", None) or {}
@@ -87,6 +88,17 @@ def _origin(run: Run, pseudonyms: bool) -> dict[str, str]:
         for key, value in flat(made_with).items()
     }
     return {key: _text(value) for key, value in (found | rest).items() if value not in (None, "", [])}
+
+
+def _judge(run: Run, pseudonyms: bool) -> str | None:
+    """Who compared answers with the base's: the annotator's name and settings."""
+    if not run.evaluation.win_rate:
+        return None
+    facts = run.evaluation.win_rate.get("annotator") or {}
+    if pseudonyms:
+        return WITHHELD
+    others = [f"{key} {_text(value)}" for key, value in facts.items() if key not in ("name", "files")]
+    return ", ".join([str(facts.get("name")), *others])
 
 
 def _taken(calls: Sequence[Mapping[str, Any]]) -> dict[str, str]:

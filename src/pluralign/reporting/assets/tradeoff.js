@@ -1,8 +1,8 @@
 // What people won against what was kept: a point a person, a mark a run, and the front that nobody is beyond.
 
 const WIN_RATE = 'win_rate.raw';
-const UPS = [ACCURACY, WIN_RATE, 'win_rate.length_controlled', 'behaviour.person.style', 'behaviour.person.right', 'pairs.ranking_accuracy', 'pairs.margin'];
-const ACROSS = [KEPT, 'retention.kept_own', 'base_responses.kl_per_token'];
+const UPS = [ACCURACY, WIN_RATE, 'win_rate.length_controlled', 'behaviour.person.style', 'behaviour.person.right', 'distribution.alignment', 'pairs.ranking_accuracy', 'pairs.margin'];
+const ACROSS = [KEPT, 'retention.kept_own', 'knowledge.score', 'base_responses.kl_per_token'];
 const DASHES = 'path://M0 4h4v2h-4z M6 4h4v2h-4z M12 4h4v2h-4z';
 const SPREAD = Math.PI * (3 - Math.sqrt(5));
 
