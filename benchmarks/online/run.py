@@ -32,6 +32,9 @@ import grid  # noqa: E402
 RESULTS = Path(__file__).parent / "results"
 TUNING_SEEDS = (1, 2)
 SEEDS = (11, 12, 13, 14, 15, 16, 17, 18)
+_HEADLINE = (OFFLINE, "2 phases", "every step", "every step, fixed")
+_LAST = ("offline ipo", "offline hinge")
+TURNS = (_HEADLINE, [arm for arm in ARMS if arm not in (*_HEADLINE, *_LAST)], _LAST)
 JUDGED = ("wins, annotator", "at equal length, annotator", "wins, other judge", "at equal length, other judge")
 BESIDE = ("wins over first, annotator", "style", "kept", "degenerate", "surprise", "kl", "length")
 DIFFERING = ("wins, annotator", "at equal length, annotator", "wins, other judge", "kept", "kl")
@@ -64,12 +67,13 @@ def report() -> list[Cell]:
     if {cell.digest for cell in tune()} - {cell["digest"] for cell in cells}:
         raise SystemExit("the trials are not finished: rates are chosen from all of them")
     rates = best_rates(cells)
-    return [Cell(arm, rates[arm], seed, person) for turn in (0, 1) for seed, person in _people(turn) for arm in ARMS]
+    # What is asked first is made first.
+    return [Cell(arm, rates[arm], seed, who) for arms in TURNS for seed, who in _people() for arm in arms]
 
 
-def _people(turn: int) -> list[tuple[int, int]]:
-    """Seeds with one of their people, first one kind and then the other by turns: a stopped report has both."""
-    return [(seed, KINDS[(seed + turn) % len(KINDS)]) for seed in SEEDS]
+def _people() -> list[tuple[int, int]]:
+    """Seeds with one of their people: one kind and the other by turns."""
+    return [(seed, KINDS[seed % len(KINDS)]) for seed in SEEDS]
 
 
 def best_rates(cells: Sequence[dict[str, Any]]) -> dict[str, float]:
