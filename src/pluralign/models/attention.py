@@ -186,7 +186,7 @@ def blocked_attention(
     autocast = torch.is_autocast_enabled(kind) and query.dtype != torch.float64
     dtype = torch.get_autocast_dtype(kind) if autocast else query.dtype
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    tensors = (part.to(dtype) for part in (query, key, value))
+    tensors = (part.to(dtype, memory_format=torch.contiguous_format) for part in (query, key, value))
     return _Blocked.apply(*tensors, attention_mask, cuts, scale), None
 
 
@@ -231,12 +231,17 @@ class _Blocked(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, mask, *kept = ctx.saved_tensors
         grad = grad.transpose(1, 2).contiguous()
-        grads = tuple(torch.zeros_like(part) for part in (query, key, value))
         weights = iter(kept)
+        grads: list[Tensor] = []
         with torch.autocast(query.device.type, enabled=False):
             for cut in ctx.cuts:
                 part = _Part(query[cut.rows], key[cut.rows], value[cut.rows], mask, cut, ctx.scale)
-                part.backward(grad[cut.rows], grads, weights if kept else None)
+                found = part.backward(grad[cut.rows], weights if kept else None)
+                if len(ctx.cuts) == 1:
+                    return *found, None, None, None
+                grads = grads or [torch.zeros_like(part) for part in (query, key, value)]
+                for all_rows, own in zip(grads, found, strict=True):
+                    all_rows[cut.rows] = own
         return *grads, None, None, None
 
 
@@ -287,11 +292,12 @@ class _Part:
         scores.view(*self.query.shape[:2], *hidden.shape[1:]).masked_fill_(hidden[:, None], lowest)
         return scores
 
-    def backward(self, grad: Tensor, grads: tuple[Tensor, ...], kept: Iterator[Tensor] | None) -> None:
-        """Fill these rows of the gradients by queries, keys and values."""
+    def backward(self, grad: Tensor, kept: Iterator[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """These rows' gradients by queries, keys and values."""
         # Sums over pieces: in float32 where the parts are in half precision.
         wide = torch.promote_types(self.query.dtype, torch.float32)
         keys, values = self.flat(self.key), self.flat(self.value)
+        of_queries = torch.zeros_like(self.query)
         of_keys, of_values = torch.zeros_like(keys, dtype=wide), torch.zeros_like(values, dtype=wide)
         for piece in self.cut.pieces:
             weights = self.weights(piece) if kept is None else next(kept)
@@ -299,17 +305,19 @@ class _Part:
             by_values = weights.transpose(1, 2) @ of_out
             of_weights = of_out @ piece.keys(values).transpose(1, 2)
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-            of_queries = _product(of_scores, piece.keys(keys), self.scale)
+            by_queries = _product(of_scores, piece.keys(keys), self.scale)
+            of_queries[:, :, piece.start : piece.stop] = self.by_head(by_queries)
             by_keys = _product(of_scores.transpose(1, 2), self.queries(self.query, piece), self.scale)
-            grads[0][self.cut.rows, :, piece.start : piece.stop] = self.by_head(of_queries)
             if len(self.cut.pieces) == 1 and by_keys.shape == keys.shape:
                 # Nothing is to be summed up.
-                of_keys, of_values = by_keys, by_values
-                break
+                return of_queries, by_keys.view_as(self.key), by_values.view_as(self.value)
             piece.add_to_keys(of_keys, by_keys)
             piece.add_to_keys(of_values, by_values)
-        grads[1][self.cut.rows] = of_keys.view_as(self.key).to(self.key.dtype)
-        grads[2][self.cut.rows] = of_values.view_as(self.value).to(self.value.dtype)
+        return (
+            of_queries,
+            of_keys.view_as(self.key).to(self.key.dtype),
+            of_values.view_as(self.value).to(self.value.dtype),
+        )
 
 
 def _product(one: Tensor, other: Tensor, scale: float) -> Tensor:
