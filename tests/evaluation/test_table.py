@@ -79,5 +79,17 @@ def test_hostile_names_are_shown_on_one_line() -> None:
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_answers_as_texts_stand_below_where_there_are_any() -> None:
+    people = {name: result(0.5) for name in ("ann", "ben")}
+    assert "answers as texts" not in printed(people)
+    for name, perplexity in (("ann", 12.5), ("ben", 37.5)):
+        texts = {"tokens": 10, "distinct_1": 0.5, "repetition": 0.25, "base_perplexity": perplexity}
+        people[name] = people[name] | {"behaviour": {"person": texts, "base": texts | {"base_perplexity": 2.5}}}
+    lines = printed(people, width=80).partition("answers as texts")[2].splitlines()
+    rows = {line.split()[0]: line.split()[-1] for line in lines if line.strip()}
+    assert (rows["mean"], rows["worst"], rows["base"]) == ("25.0", "37.5", "2.5")
+    assert max(map(len, lines)) <= 80
+
+
 def test_nothing_at_all() -> None:
     assert "nothing was measured" in printed({})

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -170,6 +173,43 @@ def test_a_judge_that_fails_half_way_leaves_figures_and_goes_on(make_run: Any, j
     sys.modules["a_judge_of_tests"].judge = fresh  # type: ignore[attr-defined]
     again = winrate(asked_of(run, ask_again=True))
     assert again.as_dict() == whole.as_dict() and len(fresh.asked) == len(rows)
+
+
+KILLER = """
+import os, signal
+from pluralign.annotators import Verdict
+
+asked = []
+
+
+def judge(requests):
+    asked.extend(requests)
+    with open("asked.txt", "a") as file:
+        file.writelines(f"{request.row}\\n" for request in requests)
+    if len(asked) > 6 and "KILL" in os.environ:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [Verdict(scores=tuple(map(len, request.responses))) for request in requests]
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_call_goes_on_and_asks_for_nothing_again_that_was_answered(make_run: Any, tmp_path: Path) -> None:
+    run = make_run("run")
+    (tmp_path / "killer.py").write_text(KILLER)
+    call = [sys.executable, "-m", "pluralign", "winrate", str(run), "--device", "cpu"]
+    call += ["--annotator.function", "killer:judge", "--annotator.batch_size", "4"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    killed = subprocess.run(call, cwd=tmp_path, env={**environment, "KILL": "1"}, check=False)
+    assert killed.returncode == -signal.SIGKILL and not (run / "winrate" / "base.json").exists()
+    first = (tmp_path / "asked.txt").read_text().split()
+    assert len(first) == 8
+    # cem has no adapter.
+    assert subprocess.run(call, cwd=tmp_path, env=environment, check=False).returncode == 1
+    second = (tmp_path / "asked.txt").read_text().split()[8:]
+    # The batch that the kill took was never answered.
+    assert second[:4] == first[4:] and not set(first[:4]) & set(second) and len(second) == len(set(second))
+    found = read_evaluation(run / "winrate" / "base.json").win_rate or {}
+    assert found["unanswered"] == 0 and 2 * (found["n"] - found["same"]) == 4 + len(second)
 
 
 def test_two_runs_meet_and_each_wins_what_the_other_loses(make_run: Any, judge: Judge) -> None:

@@ -40,6 +40,7 @@ class KeptAnswers:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._said: dict[str, Answer] = {}
+        self._whole = False
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         for number, line in enumerate(lines, 1):
             try:
@@ -63,12 +64,14 @@ class KeptAnswers:
             lines.append(json.dumps({"row": row, "key": key, "text": answer.text, "finished": answer.finished}))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab+") as file:
-            file.seek(0)
-            # Behind the last whole line, whatever a kill has left there.
-            end = file.read().rfind(b"\n") + 1
-            file.truncate(end)
-            if not end:
-                lines.insert(0, json.dumps({"schema_version": SCHEMA_VERSION}))
+            if not self._whole:
+                file.seek(0)
+                # Behind the last whole line, whatever a kill has left there.
+                end = file.read().rfind(b"\n") + 1
+                file.truncate(end)
+                if not end:
+                    lines.insert(0, json.dumps({"schema_version": SCHEMA_VERSION}))
+            self._whole = True
             file.write("".join(f"{line}\n" for line in lines).encode())
             file.flush()
             os.fsync(file.fileno())

@@ -117,17 +117,17 @@ class Evaluation:
         return self.path
 
     def table(self) -> RenderableType:
-        """A table for a terminal of 100 columns: the worst people first, at most twenty; below it `identities`."""
+        """For a terminal of 100 columns: the worst people first, at most twenty; answers as texts; `identities`."""
         from rich.console import Group
 
-        from pluralign.evaluation.table import evaluation_table, identities_table
+        from pluralign.evaluation.table import evaluation_table, identities_table, text_table
 
         if self.win_rate is not None:
             from pluralign.evaluation.win_rate_table import win_rate_table
 
             return win_rate_table(self)
-        table = evaluation_table(self)
-        return table if self.identities is None else Group(table, identities_table(self.identities))
+        listening = None if self.identities is None else identities_table(self.identities)
+        return Group(*filter(None, (evaluation_table(self), text_table(self), listening)))
 
 
 def read_evaluation(path: Path | str) -> Evaluation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pluralign.evaluation.over_people import finite_number
 from pluralign.evaluation.results import measure_of
 from pluralign.preferences import shown
 
@@ -39,6 +40,8 @@ COLUMNS = (
     Column("style", "behaviour.person.style", "behaviour.base.style"),
     Column("right", "behaviour.person.right", "behaviour.base.right"),
     Column("degen.", "behaviour.person.degenerate", "behaviour.base.degenerate"),
+    Column("tasks", "knowledge.score", "knowledge.base_score"),
+    Column("survey", "distribution.alignment", "distribution.base_alignment"),
 )
 
 
@@ -79,6 +82,37 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     base = [_number(_mean(evaluation, column.base) if column.base else None, column.digits) for column in columns]
     if any(base):
         table.add_row(Text("base", style="dim"), *base, style="dim")
+    return table
+
+
+TEXT = {
+    "tokens": ("tokens", 1),
+    "distinct_1": ("distinct-1", 2),
+    "distinct_2": ("distinct-2", 2),
+    "repetition": ("repetition", 2),
+    "kl_per_token": ("KL/token", 3),
+    "base_perplexity": ("base's\nperplexity", 1),
+}
+"""Figures of answers as texts, below `behaviour.person` and `behaviour.base`: titles and digits."""
+
+
+def text_table(evaluation: Evaluation) -> Table | None:
+    """What answers are like as texts: the mean over people, the worst of them, and the base; None without answers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    if _mean(evaluation, "behaviour.person.tokens") is None:
+        return None
+    table = Table(title="answers as texts", title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
+    table.add_column("", vertical="bottom")
+    for title, _ in TEXT.values():
+        table.add_column(title, justify="right", vertical="bottom", no_wrap=True)
+    rows = {f"mean of {len(evaluation.people)}": "person.{}.mean", "worst": "person.{}.worst", "base": "base.{}.mean"}
+    for label, key in rows.items():
+        found = [evaluation.summary.get(f"behaviour.{key.format(name)}") for name in TEXT]
+        cells = [_number(finite_number(value), digits) for value, (_, digits) in zip(found, TEXT.values(), strict=True)]
+        table.add_row(Text(label), *cells)
     return table
 
 

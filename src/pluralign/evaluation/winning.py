@@ -150,9 +150,10 @@ def _evaluation(
         unanswered += said is None
     rates: WinRates = win_rates(judged, length_control=config.length_control != "none", seed=config.seed)
     groups, side = contest.group, contest.side
+    rows = {one.person: one.row for one in contest.asked}
     people: dict[str, dict[str, Any]] = {
         person: {
-            "adapter": _adapter(contest, person),
+            "adapter": Path(str(side.folder(rows[person]))).name,
             "group": groups[person],
             "held_out": sha256_of_json(sorted(prompts[person])),
             "win_rate": found,
@@ -167,12 +168,6 @@ def _evaluation(
         skipped=contest.skipped,
         win_rate={"unanswered": unanswered, **rates.everybody},
     )
-
-
-def _adapter(contest: Contest, person: str) -> str | None:
-    row = next(one.row for one in contest.asked if one.person == person)
-    folder = contest.side.folder(row)
-    return folder.name if folder else None
 
 
 def _head(contest: Contest, config: WinRateConfig, facts: Mapping[str, Any]) -> dict[str, Any]:

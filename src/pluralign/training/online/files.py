@@ -178,6 +178,7 @@ class VerdictLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._said: dict[str, Verdict] = {}
+        self._whole = False
         if path.exists():
             for row in _read(path, torn=True):
                 if (key := row.get("key")) is not None:
@@ -195,22 +196,22 @@ class VerdictLog:
             self._said[key] = verdict
             lines.append(json.dumps({"row": request.row, "user": request.user, "key": key, **asdict(verdict)}))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not self.path.exists() or not self.path.read_bytes().strip()
-        with open(self.path, "rb+" if not fresh else "wb") as file:
-            if fresh:
+        with open(self.path, "ab+") as file:
+            # What was written here ends in a whole line; only what was there before may not.
+            if not (self._whole and self.path.stat().st_size) and _whole_lines(file) == 0:
                 lines.insert(0, json.dumps({"schema_version": SCHEMA_VERSION}))
-            else:
-                _drop_torn_line(file)
+            self._whole = True
             file.write("".join(f"{line}\n" for line in lines).encode())
             file.flush()
             os.fsync(file.fileno())
 
 
-def _drop_torn_line(file: Any) -> None:
-    """Go to the end, behind the last whole line."""
-    content = file.read()
-    file.seek(content.rfind(b"\n") + 1)
-    file.truncate()
+def _whole_lines(file: Any) -> int:
+    """Cut away what stands behind the last whole line; the bytes that are left."""
+    file.seek(0)
+    end = int(file.read().rfind(b"\n")) + 1
+    file.truncate(end)
+    return end
 
 
 def _request_key(request: Request) -> str:
