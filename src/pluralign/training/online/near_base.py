@@ -44,7 +44,8 @@ class NearBase(Objective):
         if not isinstance(reference, Mapping):
             # The loss against each of several references has had its share already; their weights sum to 1.
             return found
-        squares = [_square(policy[side], (columns or {}).get(f"base_{side}_logps")) for side in SIDES]
+        sides = [side for side in SIDES if side in policy]
+        squares = [_square(policy[side], (columns or {}).get(f"base_{side}_logps")) for side in sides]
         value = torch.stack(squares).mean(0)
         found.terms["kl_to_base/loss"] = self.weight * value.detach()
         return Losses(found.per_example + self.weight * value, found.terms)

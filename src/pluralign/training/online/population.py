@@ -230,7 +230,9 @@ class OnlinePopulation(BankPopulation):
     def _watched(self, part: int, phase: int, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
         """A line of metrics a person: what the phase's responses are like."""
         owned: dict[str, list[Candidates]] = {}
-        for one in read_candidates(self.moments.files(part, phase)[0]):
+        path = self.moments.files(part, phase)[0]
+        # A phase goes on from its pairs alone.
+        for one in read_candidates(path) if path.exists() else []:
             owned.setdefault(one.owner, []).append(one)
         found = []
         for user, candidates in owned.items():
