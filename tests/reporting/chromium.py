@@ -34,7 +34,8 @@ ARGUMENTS = (
 )
 FROM_BROWSER, TO_BROWSER = 4, 3
 """Descriptors that Chromium writes to and reads from under `--remote-debugging-pipe`."""
-SECONDS = 60
+SECONDS = 150
+"""For an answer of the browser: a busy machine draws ten thousand points slowly."""
 
 
 def find() -> str | None:

@@ -132,6 +132,8 @@ function tradeoffOptions(across, up) {
     type: 'scatter',
     name: `run ${number}`,
     data: points[number],
+    // In one go: ten thousand points take no longer than a blink, and paper does not wait for a second part.
+    progressive: 0,
     symbol: MARKS[number],
     symbolSize: size,
     symbolOffset: (value) => [value[3], value[4]],
