@@ -35,22 +35,24 @@ class Call:
         self._started = datetime.now(UTC)
         self._mark = time.monotonic()
         self._seconds: dict[str, float] = {}
+        self._people = 0
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
 
-    def over(self, part: str) -> None:
-        """Say that a part of the call is over, which began when the one before it ended."""
+    def over(self, part: str, people: int = 0) -> None:
+        """Say that a part of the call is over, which began when the one before it ended.
+
+        Args:
+            part: its name.
+            people: whom the call will train, once that is known.
+        """
+        self._people += people
         now = time.monotonic()
         self._seconds[part] = round(now - self._mark, 3)
         self._mark = now
 
-    def write(self, folder: Path, people: int) -> None:
-        """Add the call to those of the folder.
-
-        Args:
-            folder: of the run.
-            people: whom it has trained.
-        """
+    def write(self, folder: Path) -> None:
+        """Add the call to those of the run in a folder."""
         path = folder / CALLS_FILE
         earlier = read_json(path).get("calls", []) if path.exists() else []
         peak = {"peak_memory_bytes": highest_resident()}
@@ -58,7 +60,7 @@ class Call:
             peak["peak_accelerator_bytes"] = int(torch.cuda.max_memory_reserved(self._device))
         call = {
             "started": self._started.isoformat(timespec="seconds"),
-            "people": people,
+            "people": self._people,
             "seconds": self._seconds,
             **peak,
             "machine": machine(self._device),

@@ -160,7 +160,7 @@ class Run:
                     # They were of the policies that are replaced now.
                     forget_win_rates(self.folder.path, growth.work.update)
             self._wait()
-            call.over("preparation")
+            call.over("preparation", people=len(growth.people))
             self._train_people(census, growth, record, on_cluster=on_cluster)
             call.over("training")
         skipped = {**census.skipped, **record.skipped}
@@ -169,7 +169,7 @@ class Run:
                 self._evaluate(census, growth, record, skipped)
                 call.over("evaluation")
             if works:
-                call.write(self.folder.path, people=len(record.trained))
+                call.write(self.folder.path)
             self.folder.end(config, found.data_hash)
         return TrainResult(self.folder.path, record.finished, skipped, growth.changed, growth.absent)
 
