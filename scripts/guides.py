@@ -112,6 +112,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, alone(Path(folder)):
             found = list(run(page))
         text = page.read_text(encoding="utf-8")
+        if found and text != found[0][0].string:
+            raise SystemExit(f"{page.name} has changed meanwhile")
         for block, printed in reversed(found):
             for line in differences(block[2], printed):
                 print(f"{page.name}: {line}")
