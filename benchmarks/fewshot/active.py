@@ -16,9 +16,9 @@ from pluralign.fewshot.active import next_question
 from pluralign.fewshot.answers import Answers, Shares
 from pluralign.fewshot.embedding import embed
 from pluralign.fewshot.fitting import fit
+from pluralign.fewshot.kinds import Views
 from pluralign.fewshot.metrics import alignment
 from pluralign.fewshot.protocols import KNOWN_QUESTIONS, split
-from pluralign.fewshot.taste import View
 
 ASKED, SPLITS = 20, 5
 POOL = 30
@@ -32,7 +32,7 @@ def active(name: str, data: Path) -> dict[str, Any]:
     groups: list[dict[str, Any]] = []
     for seed in range(SPLITS):
         one = split(answers, KNOWN_QUESTIONS, [1], least=2 * POOL, seed=seed)
-        view = fit(one.training, points, seed=seed).taste.view(answers.questions, points)
+        view = fit(one.training, points, seed=seed).tastes.view(answers.questions, points)
         known = {number for _, number, _ in one.training}
         draw = np.random.default_rng(seed)
         for trial in one.trials:
@@ -67,7 +67,7 @@ def active_table(found: Mapping[str, Any]) -> str:
 
 
 def _scores(
-    view: View, answers: Answers, own: Mapping[int, Shares], pool: Sequence[int], targets: Sequence[int]
+    view: Views, answers: Answers, own: Mapping[int, Shares], pool: Sequence[int], targets: Sequence[int]
 ) -> dict[str, list[float]]:
     def score(context: Mapping[int, Shares]) -> float:
         said = view.read(context).shares(targets)

@@ -2,6 +2,7 @@
 
     python benchmarks/fewshot/run.py compare --on countries --data DIR     # and personas, raters, world
     python benchmarks/fewshot/run.py active --on countries --data DIR
+    python benchmarks/fewshot/run.py race --on countries --data DIR --seconds 3600
     python benchmarks/fewshot/run.py speed
     python benchmarks/fewshot/run.py table --of compare-countries          # from the committed results
 
@@ -18,31 +19,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import comparing
 from active import active, active_table
+from racing import race, race_table
 from tables import TABLES
 from timing import speed, speed_table
 
 import grid
 
 RESULTS = Path(__file__).parent / "results"
-SPLITS, STEPS = 5, 1500
-"""Of `compare`: splits of groups, and steps of the published module."""
-
-
-def compare(name: str, data: Path) -> dict[str, Any]:
-    """All methods on a table."""
-    from dataclasses import asdict
-
-    from pluralign.config import FewshotEvaluateConfig, ModuleTrainingConfig
-    from pluralign.fewshot.comparison import compare as compared
-    from pluralign.fewshot.comparison import summarise
-
-    table = TABLES[name]
-    config = FewshotEvaluateConfig(
-        sizes=list(table.sizes), splits=SPLITS, least=table.least, module=ModuleTrainingConfig(steps=STEPS)
-    )
-    cells = list(compared(table.read(data), config))
-    return {"summaries": [asdict(one) for one in summarise(cells)], "cells": [asdict(cell) for cell in cells]}
 
 
 def compare_table(found: dict[str, Any]) -> str:
@@ -63,26 +48,54 @@ def main() -> int:
     if arguments.stage == "table":
         found = json.loads((RESULTS / f"{arguments.of}.json").read_text(encoding="utf-8"))
         stage = arguments.of.split("-")[0]
-        print({"compare": compare_table, "active": active_table, "speed": speed_table}[stage](found), end="")
+        shown = {"compare": compare_table, "active": active_table, "race": race_table, "speed": speed_table}[stage]
+        print(shown(found), end="")
         return 0
     from pluralign.storage import write_json
 
     command = f"python benchmarks/fewshot/run.py {arguments.stage}"
     if arguments.stage == "speed":
-        found, name = speed(), "speed"
+        write_json(RESULTS / "speed.json", {**grid.head(command), **speed()})
+        return 0
+    command += f" --on {arguments.on}" + ("" if arguments.on == "world" else " --data DIR")
+    if arguments.stage == "compare":
+        compare(arguments, command)
+        return 0
+    if arguments.stage == "race":
+        command += f" --seconds {arguments.seconds:g}"
+        found = race(arguments.on, arguments.data, arguments.seconds)
     else:
-        made = compare if arguments.stage == "compare" else active
-        found, name = made(arguments.on, arguments.data), f"{arguments.stage}-{arguments.on}"
-        command += f" --on {arguments.on}" + ("" if arguments.on == "world" else " --data DIR")
-    write_json(RESULTS / f"{name}.json", {**grid.head(command), **found})
+        found = active(arguments.on, arguments.data)
+    write_json(RESULTS / f"{arguments.stage}-{arguments.on}.json", {**grid.head(command), **found})
     return 0
+
+
+def compare(arguments: argparse.Namespace, command: str) -> None:
+    """Make the cells that are not there, and put together those that are."""
+    cells, results = comparing.parts(arguments.on), RESULTS / f"compare-{arguments.on}.json"
+    grid.unpack(results, cells, arguments.work)
+    for cell in cells:
+        if cell.method in arguments.methods and not cell.kept(arguments.work).exists():
+            made = comparing.result_of(cell, arguments.data, arguments.work)
+            print(f"{cell.kept(arguments.work).stem}, {made['seconds']} s", flush=True)
+    there = [
+        comparing.result_of(cell, arguments.data, arguments.work)
+        for cell in cells
+        if cell.kept(arguments.work).exists()
+    ]
+    grid.pack(
+        results, cells, arguments.work, command=command, module=comparing.MODULE, summaries=comparing.summaries(there)
+    )
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["compare", "active", "speed", "table"])
+    parser.add_argument("stage", choices=["compare", "active", "race", "speed", "table"])
     parser.add_argument("--on", choices=list(TABLES), default="world", help="table of answers")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the published data")
+    parser.add_argument("--methods", nargs="+", choices=comparing.METHODS, default=list(comparing.METHODS))
+    parser.add_argument("--work", type=Path, default=Path("runs/fewshot"), help="folder of cells that are finished")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="of one core, for the module in `race`")
     parser.add_argument("--of", default="compare-world", help="results to print")
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Who answered what: countries, personas, raters with known weights, and people of the world, as one kind of table."""
+"""Who answered what, as one kind of table: countries, personas, raters of known weights, annotators, the world."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import numpy as np
 from pluralign.fewshot.answers import Answers, Question
 from pluralign.world import World
 
-RATERS, STATEMENTS, WORLD_PEOPLE, WORLD_PAIRS = 40, 120, 60, 60
+KNOWN, NEW = "known questions", "new questions"
+RATERS, PROMPTS, STATEMENTS, WORLD_PEOPLE, WORLD_PAIRS, COMPARISONS = 40, 160, 120, 60, 60, 160
 CRITERIA = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 YES_NO = ("Yes", "No")
 
@@ -27,11 +28,15 @@ class Table:
         read: from the folder of published data.
         sizes: of contexts.
         least: answers that a group needs to be tested.
+        protocols: that it has answers for.
+        steps: that the published module is trained for, about 20 seconds of one core.
     """
 
     read: Callable[[Path], Answers]
     sizes: tuple[int, ...]
     least: int
+    protocols: tuple[str, ...] = (KNOWN, NEW)
+    steps: int = 120
 
 
 def countries(data: Path) -> Answers:
@@ -58,7 +63,7 @@ def personas(data: Path) -> Answers:
 def raters(data: Path) -> Answers:
     """Raters who weigh five human ratings of a response, each in a way of their own (a draw), on the same prompts."""
     found, weights = Answers(name="helpsteer2"), np.random.default_rng(0).normal(size=(RATERS, len(CRITERIA)))
-    for row in _rows(data / "helpsteer2" / "train.json.gz"):
+    for row in list(_rows(data / "helpsteer2" / "train.json.gz"))[:PROMPTS]:
         texts = row["responses"]
         if len(set(texts)) != 2:
             continue
@@ -70,10 +75,25 @@ def raters(data: Path) -> Answers:
     return found
 
 
-def world(_: Path) -> Answers:
+def annotators(data: Path) -> Answers:
+    """Three real people who compared responses to the same instructions; ties say nothing here."""
+    found = Answers(name="pandalm")
+    rows = json.loads((data / "pandalm" / "testset-v1.json").read_text(encoding="utf-8"))
+    for row in rows[:COMPARISONS]:
+        texts = (row["response1"], row["response2"])
+        if len(set(texts)) != 2:
+            continue
+        question = Question(f"{row['instruction']}\n{row['input']}".strip(), texts)
+        for number in (1, 2, 3):
+            if (said := row[f"annotator{number}"]) != "0":
+                found.add(f"annotator {number}", question, np.array([said == "1", said == "2"], float))
+    return found
+
+
+def world(people: int = WORLD_PEOPLE, pairs: int = WORLD_PAIRS) -> Answers:
     """People of the world, pairwise: ten styles, in all topics or in some, labels right or not."""
     made, found = World(0), Answers(name="world")
-    for row in made.preferences(WORLD_PEOPLE, WORLD_PAIRS):
+    for row in made.preferences(people, pairs):
         chosen, rejected = (row[side][-1]["content"] for side in ("chosen", "rejected"))
         sides = tuple(sorted((chosen, rejected)))
         found.add(
@@ -83,10 +103,11 @@ def world(_: Path) -> Answers:
 
 
 TABLES = {
-    "countries": Table(countries, (5, 10, 20), 60),
-    "personas": Table(personas, (5, 10, 20, 50), 60),
-    "raters": Table(raters, (5, 10, 20, 50), 60),
-    "world": Table(world, (5, 10, 20), 30),
+    "countries": Table(countries, (5, 10, 20), 60, steps=30),
+    "personas": Table(personas, (5, 10, 20, 50), 60, (NEW,), steps=60),
+    "raters": Table(raters, (5, 10, 20, 50), 60, steps=60),
+    "annotators": Table(annotators, (5, 10, 20, 50), 60),
+    "world": Table(lambda _: world(), (5, 10, 20), 30),
 }
 
 

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pluralign.fewshot.metrics import jensen_shannon_alignment, wasserstein_alignment
+from pluralign.fewshot.answers import Question
+from pluralign.fewshot.metrics import Targets, jensen_shannon_alignment, wasserstein_alignment
+from pluralign.fewshot.metrics import alignment as alignment_of
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "opinion_metrics.json").read_text(encoding="utf-8"))["cases"]
 
@@ -53,3 +55,21 @@ def test_alignment_is_best_with_itself_and_takes_any_scale(shares: list[float], 
     for metric in (jensen_shannon_alignment, lambda one, two: wasserstein_alignment(one, two, places)):
         assert metric(other, shares) == pytest.approx(metric(other * 7, shares), abs=1e-7)
         assert 0 <= metric(other, shares) <= 1 + 1e-9
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_many_targets_are_scored_as_one_by_one(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    questions, said, predicted = [], [], []
+    for number in range(6):
+        size = int(draw.integers(2, 6))
+        line = tuple(map(float, draw.permutation(size) * draw.integers(0, 3))) if number % 2 else None
+        questions.append(Question(f"{number}?", tuple(map(str, range(size))), line))
+        said.append(draw.dirichlet(np.ones(size)) if number % 3 else np.eye(size)[0])
+        predicted.append(draw.dirichlet(np.ones(size)))
+    targets = Targets.of(questions, said)
+    found = targets.alignment(np.concatenate(predicted))
+    np.testing.assert_allclose(found, list(map(alignment_of, questions, predicted, said)), atol=1e-12)
+    nats = [-(one * np.log(np.maximum(other, 1e-3))).sum() for one, other in zip(said, predicted, strict=True)]
+    np.testing.assert_allclose(targets.nll(np.concatenate(predicted)), nats, atol=0.01)
+    np.testing.assert_allclose(targets.softmax(np.log(np.concatenate(predicted))), np.concatenate(predicted))

@@ -144,6 +144,13 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none has two answers"):
         one = write(tmp_path / "one.jsonl", rows(range(3), questions=1))
         fit_fewshot({"data": str(one), "output": str(tmp_path / "q.safetensors")})
+    pair = {"user": "me", "prompt": "Tea?", "chosen": "Yes", "rejected": "Yes"}
+    with pytest.raises(InputError, match=r"row 2, column 'rejected': .*user 'me': chosen and rejected are equal"):
+        fit_fewshot({"data": str(write(tmp_path / "same.jsonl", [{**pair, "chosen": "No"}, pair]))})
+    with pytest.raises(InputError, match=r"mine\.jsonl, row 2: group 'g20' has answered"):
+        mine = write(tmp_path / "mine.jsonl", rows(range(20, 21), questions=2))
+        asked = write(tmp_path / "asked.jsonl", rows(range(20, 21), questions=2)[1:])
+        predict_fewshot({"predictor": str(path), "answers": str(mine), "questions": str(asked)})
     with pytest.raises(InputError, match="data names no table"):
         fit_fewshot({"output": str(tmp_path / "q.safetensors")})
     context, asked = answers(rows(range(20, 21))), Question("Tea?", ("Yes", "No"))

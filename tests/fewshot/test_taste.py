@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,11 +11,14 @@ from hypothesis import strategies as st
 
 from pluralign.fewshot.active import next_question, worth
 from pluralign.fewshot.answers import Answers, Question
-from pluralign.fewshot.calibration import KNOWN, NEW, Calibration, Sample, calibrated
+from pluralign.fewshot.calibration import Calibration, Sample, calibrated
 from pluralign.fewshot.features import Points, points
 from pluralign.fewshot.fitting import fit
+from pluralign.fewshot.kinds import KNOWN, NEW, Tastes
+from pluralign.fewshot.learned import taste
 from pluralign.fewshot.metrics import alignment
-from pluralign.fewshot.taste import Predicted, Scales, log_shares, taste
+from pluralign.fewshot.rounds import rounds_of
+from pluralign.fewshot.taste import Predicted, Scales, log_shares
 
 
 def population(seed: int, groups: int, questions: int = 40, dimensions: int = 6) -> tuple[Answers, Points]:
@@ -103,7 +108,7 @@ def test_fitted_intervals_hold_what_they_say_of_new_groups() -> None:
     answers, vectors = population(4, groups=36, questions=40)
     fitted = fit(part(answers, range(16), range(30)), vectors)
     assert fitted.calibration is not None
-    view = fitted.taste.view(answers.questions, vectors)
+    view = fitted.tastes.view(answers.questions, vectors)
     for kind, targets in ((KNOWN, range(20, 30)), (NEW, range(30, 40))):
         inside = []
         for own in (answers.groups[f"group {group}"] for group in range(16, 36)):
@@ -115,10 +120,48 @@ def test_fitted_intervals_hold_what_they_say_of_new_groups() -> None:
         assert 0.65 < np.mean(inside) < 0.95
 
 
+def test_scales_are_tried_by_what_the_taste_predicts() -> None:
+    answers, vectors = population(6, groups=9, questions=20)
+    scales = Scales(own=0.2, together=2.0, vectors=0.4, blend=0.2)
+    for one in rounds_of(answers, vectors, 0):
+        view = one.learned.taste(scales).view(one.questions, vectors)
+        assert {kind for trial in one.trials for kind in trial.targets} == {KNOWN, NEW}
+        for trial, logs in zip(one.trials, one.logs(scales), strict=True):
+            unblended = replace(view, blend=0.0).read(trial.context).shares(trial.numbers)
+            found = np.split(np.exp(logs), np.cumsum(list(map(len, unblended)))[:-1])
+            for shares, powers in zip(unblended, found, strict=True):
+                np.testing.assert_allclose(powers / powers.sum(), shares, atol=1e-9)
+
+
+def test_known_and_new_questions_are_read_by_a_taste_each() -> None:
+    answers, vectors = population(7, groups=8, questions=12)
+    learned = part(answers, range(7), range(8))
+    known, new = taste(learned, vectors, Scales(own=0.1)), taste(learned, vectors, Scales(own=2.0))
+    own = answers.groups["group 7"]
+    context = {number: own[number] for number in range(4)}
+    found = Tastes(known, new).view(answers.questions, vectors).read(context).predict([6, 10])
+    for one, of, number in zip(found, (known, new), (6, 10), strict=True):
+        alone = of.view(answers.questions, vectors).read(context).predict([number])[0]
+        np.testing.assert_allclose(one.shares, alone.shares)
+
+
+def test_sharper_shares_are_powers_by_the_number_of_answers_read() -> None:
+    answers, vectors = population(8, groups=5, questions=12)
+    plain = taste(part(answers, range(4), range(12)), vectors, Scales(blend=0.0))
+    sharp = replace(plain, sharpness={2: 2.0, 8: 1.0})
+    own = answers.groups["group 4"]
+    for size, power in ((1, 2.0), (2, 2.0), (4, 1.5), (8, 1.0), (9, 1.0)):
+        shares, sharper = (
+            one.view(answers.questions, vectors).read({n: own[n] for n in range(size)}).shares([11])[0]
+            for one in (plain, sharp)
+        )
+        np.testing.assert_allclose(sharper, shares**power / (shares**power).sum(), atol=1e-9)
+
+
 def test_too_few_groups_leave_the_defaults_and_no_intervals() -> None:
-    answers, vectors = population(4, groups=3)
+    answers, vectors = population(4, groups=1)
     fitted = fit(answers, vectors)
-    assert fitted.taste.scales == Scales() and fitted.calibration is None and np.isnan(fitted.alignment)
+    assert fitted.tastes.known.scales == Scales() and fitted.calibration is None and np.isnan(fitted.alignment)
 
 
 def test_the_question_worth_most_is_the_one_that_tells_most_of_the_others() -> None:
@@ -131,9 +174,8 @@ def test_the_question_worth_most_is_the_one_that_tells_most_of_the_others() -> N
         side = shared + draw.normal(size=2) * 0.01
         vectors += [side, -side]
     points_of = points(answers.questions, np.array(vectors))
-    view = taste(Answers(), points([], np.zeros((0, 2))), Scales(own=0.1, mean_own=0.1, vectors=1.0)).view(
-        answers.questions, points_of
-    )
+    one = taste(Answers(), points([], np.zeros((0, 2))), Scales(own=0.1, mean_own=0.1, vectors=1.0))
+    view = Tastes(one, one).view(answers.questions, points_of)
     assert next_question(view, {}, [0, 1], targets=range(2, 8)) == 0
     assert next_question(view, {}, [0, 1], targets=[1]) == 1
     # What has been told by a question like it is worth less.

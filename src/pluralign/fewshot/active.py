@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pluralign.fewshot.answers import Shares
+from pluralign.fewshot.kinds import KINDS, Views
 from pluralign.fewshot.taste import View
 
 
 def worth(
-    view: View, context: Mapping[int, Shares], pool: Sequence[int], targets: Sequence[int] | None = None
+    views: Views, context: Mapping[int, Shares], pool: Sequence[int], targets: Sequence[int] | None = None
 ) -> np.ndarray:
     """How much variance of predicted shares an answer to each question would take away, `[pool]`.
 
@@ -19,20 +20,23 @@ def worth(
     "Information-based objective functions for active data selection", in the variance of what is to be predicted).
 
     Args:
-        view: of all questions.
+        views: of all questions.
         context: what has been answered.
         pool: questions that could be asked.
         targets: questions whose answers are wanted; the pool itself by default. A question's own answer counts, too.
     """
+    wanted = pool if targets is None else targets
+    found = np.zeros(len(pool))
+    for kind in KINDS:
+        if numbers := [number for number in wanted if views.kind(number) == kind]:
+            found += _worth(views.of(kind), context, pool, numbers)
+    return found
+
+
+def _worth(view: View, context: Mapping[int, Shares], pool: Sequence[int], targets: Sequence[int]) -> np.ndarray:
     reading = view.read(context)
     covariance = np.eye(len(reading.mean)) - reading.whitened.T @ reading.whitened
-    numbers = pool if targets is None else targets
-    wanted = np.concatenate(
-        [
-            _slopes(shares) @ view.features[view.points.slice(number)]
-            for number, shares in zip(numbers, reading.shares(numbers), strict=True)
-        ]
-    )
+    wanted = np.concatenate([reading.slopes(number) @ view.features[view.points.slice(number)] for number in targets])
     spread = wanted @ covariance
     found = []
     for number in pool:
@@ -44,19 +48,14 @@ def worth(
 
 
 def next_question(
-    view: View, context: Mapping[int, Shares], pool: Sequence[int], targets: Sequence[int] | None = None
+    views: Views, context: Mapping[int, Shares], pool: Sequence[int], targets: Sequence[int] | None = None
 ) -> int:
     """The question of the pool that is worth most; of equal ones the first.
 
     Args:
-        view: of all questions.
+        views: of all questions.
         context: what has been answered, perhaps nothing.
         pool: numbers of questions that could be asked, at least one.
         targets: as of `worth`.
     """
-    return pool[int(np.argmax(worth(view, context, pool, targets)))]
-
-
-def _slopes(shares: Shares) -> np.ndarray:
-    """How shares move with log-shares, `[options, options]`."""
-    return np.diag(shares) - np.outer(shares, shares)
+    return pool[int(np.argmax(worth(views, context, pool, targets)))]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pluralign.preferences import Preferences
-from pluralign.preferences.schema import Text
+from pluralign.preferences.schema import Place, Text
 from pluralign.storage import sha256_of_json
 
 Shares = np.ndarray
@@ -44,12 +44,14 @@ class Answers:
         groups: group -> number of a question -> shares. Groups and their answers are in order of first appearance.
         rescaled: distributions whose sum was not 1, but near enough to be scaled.
         name: what to call the table in messages.
+        places: (group, number of a question) -> the row of the answer; of a pair that was chosen often, the first one.
     """
 
     questions: list[Question] = field(default_factory=list)
     groups: dict[str, dict[int, Shares]] = field(default_factory=dict)
     rescaled: int = 0
     name: str = "memory"
+    places: dict[tuple[str, int], Place] = field(default_factory=dict)
     _numbers: dict[Question, int] = field(default_factory=dict, repr=False)
 
     def number(self, question: Question) -> int:
@@ -59,19 +61,25 @@ class Answers:
             self.questions.append(question)
         return found
 
-    def add(self, group: str, question: Question, shares: Shares) -> bool:
+    def add(self, group: str, question: Question, shares: Shares, place: Place | None = None) -> bool:
         """Note an answer; false where the group has answered the question before, and nothing is changed."""
         number = self.number(question)
         own = self.groups.setdefault(group, {})
         if number in own:
             return False
         own[number] = shares
+        if place is not None:
+            self.places[group, number] = place
         return True
+
+    def place(self, group: str, number: int) -> str:
+        """The row of an answer; the table's name where that is not known."""
+        return str(self.places.get((group, number), self.name))
 
     def of(self, groups: Iterable[str]) -> Answers:
         """The same questions with the answers of some groups."""
         some = {group: self.groups[group] for group in groups}
-        return Answers(self.questions, some, name=self.name, _numbers=self._numbers)
+        return Answers(self.questions, some, name=self.name, places=self.places, _numbers=self._numbers)
 
     def without(self, questions: Collection[int]) -> Answers:
         """The same questions without the answers to some; groups that have no other answer are left out."""
@@ -80,7 +88,7 @@ class Answers:
             for group, own in self.groups.items()
         }
         kept = {group: own for group, own in some.items() if own}
-        return Answers(self.questions, kept, name=self.name, _numbers=self._numbers)
+        return Answers(self.questions, kept, name=self.name, places=self.places, _numbers=self._numbers)
 
     def __iter__(self) -> Iterator[tuple[str, int, Shares]]:
         """Group, number of the question, shares."""
@@ -101,6 +109,7 @@ def answers_of(preferences: Preferences, *, per: str = "user") -> Answers:
         per: `user` or `group`, whose answers they are.
     """
     votes: dict[tuple[str, Question], list[int]] = {}
+    places: dict[tuple[str, Question], Place] = {}
     for row in preferences:
         if row.chosen is None or row.rejected is None:
             continue
@@ -108,11 +117,12 @@ def answers_of(preferences: Preferences, *, per: str = "user") -> Answers:
         if chosen == rejected:
             continue
         first, second = sorted((chosen, rejected))
-        counts = votes.setdefault((row.owner(per), Question(plain_text(row.prompt), (first, second))), [0, 0])
-        counts[chosen == second] += 1
+        key = row.owner(per), Question(plain_text(row.prompt), (first, second))
+        votes.setdefault(key, [0, 0])[chosen == second] += 1
+        places.setdefault(key, row.place)
     found = Answers(name=preferences.name)
     for (owner, question), counts in votes.items():
-        found.add(owner, question, np.array(counts, float) / sum(counts))
+        found.add(owner, question, np.array(counts, float) / sum(counts), places[owner, question])
     return found
 
 

@@ -16,7 +16,6 @@ from pluralign.fewshot.answers import Shares
 from pluralign.fewshot.taste import Predicted
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
-KNOWN, NEW = "known", "new"
 ENOUGH = 100
 """Answers that a factor is told from, at least, where there are as many."""
 _LEAST_DEVIATION = 1e-3

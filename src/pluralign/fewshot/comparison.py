@@ -18,14 +18,12 @@ from pluralign.fewshot.answers import Answers, Question, Shares
 from pluralign.fewshot.embedding import embed
 from pluralign.fewshot.features import Points
 from pluralign.fewshot.methods import Learn, Told, methods
-from pluralign.fewshot.metrics import alignment, jensen_shannon_alignment, wasserstein_alignment
+from pluralign.fewshot.metrics import LEAST_SHARE, alignment, jensen_shannon_alignment, wasserstein_alignment
 from pluralign.fewshot.protocols import PROTOCOLS, Split, split
 from pluralign.progress import progress_bar
 from pluralign.storage import write_json
 
 SCHEMA_VERSION = 1
-LEAST_SHARE = 1e-3
-"""What a predicted share counts as at least in the likelihood: nobody is certain."""
 MEASURES = ("alignment", "wasserstein", "jensen_shannon", "accuracy", "nll", "coverage", "width")
 _T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 """Two-sided 95% points of Student's t by degrees of freedom."""
@@ -86,8 +84,31 @@ def compare(answers: Answers, config: FewshotEvaluateConfig) -> Iterator[Cell]:
         task = bar.add_task("few-shot comparison", total=len(splits) * len(chosen))
         for one in splits:
             for name, learn in chosen.items():
-                yield from _cells(name, learn, one, points)
+                yield from cells_of(name, learn, one, points)
                 bar.advance(task)
+
+
+def cells_of(name: str, learn: Learn, one: Split, points: Points) -> Iterator[Cell]:
+    """Learn a method of a split's training groups and measure it on the tested ones, a cell a number of answers.
+
+    Args:
+        name: what to call the method.
+        learn: the method.
+        one: the split.
+        points: of all questions.
+    """
+    predict = learn(one.training, points)
+    found: dict[int, dict[str, dict[str, float]]] = {}
+    for trial in one.trials:
+        for size, context in trial.contexts.items():
+            said = predict(context, list(trial.targets))
+            asked = [(one.training.questions[number], shares) for number, shares in trial.targets.items()]
+            told = [(*pair, got) for pair, got in zip(asked, said, strict=True)]
+            measured = _measured(told)
+            if measured:
+                found.setdefault(size, {})[trial.group] = measured
+    for size, groups in sorted(found.items()):
+        yield Cell(one.protocol, name, size, one.seed, groups)
 
 
 def summarise(cells: Iterable[Cell]) -> list[Summary]:
@@ -151,21 +172,6 @@ def _chosen(config: FewshotEvaluateConfig) -> dict[str, Learn]:
         if name not in there:
             raise InputError(f"methods has {name!r}", fix=f"There are {', '.join(there)}.")
     return {name: there[name] for name in config.methods}
-
-
-def _cells(name: str, learn: Learn, one: Split, points: Points) -> Iterator[Cell]:
-    predict = learn(one.training, points)
-    found: dict[int, dict[str, dict[str, float]]] = {}
-    for trial in one.trials:
-        for size, context in trial.contexts.items():
-            said = predict(context, list(trial.targets))
-            asked = [(one.training.questions[number], shares) for number, shares in trial.targets.items()]
-            told = [(*pair, got) for pair, got in zip(asked, said, strict=True)]
-            measured = _measured(told)
-            if measured:
-                found.setdefault(size, {})[trial.group] = measured
-    for size, groups in sorted(found.items()):
-        yield Cell(one.protocol, name, size, one.seed, groups)
 
 
 def _measured(told: Sequence[tuple[Question, Shares, Told | None]]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from pluralign.config import EmbeddingConfig
 from pluralign.errors import InputError
 from pluralign.fewshot.answers import Question
 from pluralign.fewshot.features import HASHED, Points, hashed, points
+from pluralign.preferences.schema import excerpt
 from pluralign.storage import sha256_of_json
 
 NGRAMS = "ngrams"
@@ -56,8 +57,11 @@ def embed(
             for key, vector in zip(missing, made, strict=True):
                 section.put(key, vector.tolist())
         found = np.array([section.get(key) for key in keys])
-    if not np.isfinite(found).all():
-        raise InputError("the model's vectors are not all numbers", where=f"{KEY} {config.model!r}")
+    bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+    if len(bad):
+        more = f" (and of {len(bad) - 1} more)" if len(bad) > 1 else ""
+        text = f"the model's vector of {excerpt(''.join(texts[bad[0]]))}{more} is not all numbers"
+        raise InputError(text, where=f"{KEY} {config.model!r}")
     return points(questions, found), sha256_of_json(facts)
 
 

@@ -25,8 +25,8 @@ SIZES = (10, 100)
 VALIDATION = 0.2
 """Share of the training groups that are kept for choosing the best moment."""
 VALIDATED_CONTEXT = 20
-CHECKS = 20
-"""How often in a training the validation groups are asked."""
+CHECKS, LEAST_APART = 20, 10
+"""How often in a training the validation groups are asked, and steps between two of these, at least."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def train_module(answers: Answers, points: Points, training: ModuleTrainingConfi
     taught = [answers.groups[group] for group in able if group not in kept]
     optimizer = torch.optim.Adam(module.parameters(), lr=training.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
-    best = _Best(answers, points, kept, seed)
+    best, apart = _Best(answers, points, kept, seed), max(training.steps // CHECKS, LEAST_APART)
     with progress_bar() as bar:
         task = bar.add_task("few-shot module", total=training.steps)
         for step, groups in enumerate(_batches(taught, training, draw), 1):
@@ -123,7 +123,7 @@ def train_module(answers: Answers, points: Points, training: ModuleTrainingConfi
             optimizer.step()
             schedule.step()
             bar.advance(task)
-            if step % max(training.steps // CHECKS, 1) == 0:
+            if step % apart == 0 or step == training.steps:
                 best.look(module, step)
     return best.of(module.eval())
 

@@ -1,179 +1,187 @@
-"""Choosing the scales of a taste, and how wide its intervals are: training groups are predicted from the others.
-
-Groups and questions are cut into parts. Each part of the groups is predicted from the answers of the other groups to
-the other questions, so that every round has both kinds of target: questions that others have answered, and new ones.
-"""
+"""Choosing the scales of a taste, how sharp it is and how wide its intervals are, by training groups kept apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import mean
+from functools import lru_cache
 
 import numpy as np
 
-from pluralign.fewshot.answers import Answers, Question, Shares
-from pluralign.fewshot.calibration import KNOWN, NEW, Calibration, Sample, calibrated
+from pluralign.fewshot.answers import Answers
+from pluralign.fewshot.baselines import TrainingGroups
+from pluralign.fewshot.calibration import ENOUGH, Calibration, Sample, calibrated
 from pluralign.fewshot.features import Points
-from pluralign.fewshot.metrics import alignment
-from pluralign.fewshot.taste import Reading, Scales, Taste, taste
+from pluralign.fewshot.kinds import KINDS, KNOWN, NEW, Tastes
+from pluralign.fewshot.learned import Learned
+from pluralign.fewshot.rounds import CONTEXTS, Round, Sheet, rounds_of
+from pluralign.fewshot.taste import Scales, Sharpness, Taste
 from pluralign.progress import progress_bar
 
-PARTS = 4
-CONTEXTS = (5, 20, 50)
-"""Answers that a group is predicted from, at most."""
-TARGETS = 40
-"""Answers of each kind that are predicted of a group, at most."""
-LEAST = 6
-"""Answers that a group needs to be predicted."""
-SEARCHED = 120
-"""Groups that the scales are chosen on, at most."""
 GRID: dict[str, tuple[float, ...]] = {
     "vectors": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
-    "own": (0.05, 0.1, 0.2, 0.5, 1.0, 2.0),
+    "own": (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0),
     "together": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
-    "mean_own": (0.1, 0.3, 1.0, 3.0),
-    "mean_vectors": (0.1, 0.3, 1.0, 3.0, 10.0),
-    "blend": (0.0, 0.15, 0.3, 0.5),
+    "mean_own": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    "mean_vectors": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    "blend": (0.0, 0.15, 0.3, 0.5, 0.7),
 }
-"""What each scale may be; the search begins with the defaults and moves one step at a time."""
+"""What each scale may be; the search begins with the defaults and moves one scale at a time."""
+NATS = 0.2
+"""What a nat of likelihood counts beside alignment, where answers are shares. Single choices go by likelihood alone:
+alignment with them is the better the harder a prediction is, right or wrong."""
+SINGLE = 0.9
+"""Answers that are single choices, of all, from which on a table is one of single choices."""
+SHARPNESS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+"""Powers that shares of known questions may be raised to."""
+SWEEPS, SEARCHED_ROUNDS = 3, 2
+"""Passes over the scales, at most, and rounds whose targets the scales are chosen on; intervals are told from all."""
+_TINY = 1e-4
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A taste with what it was chosen by.
+    """Tastes with what they were chosen by.
 
     Attributes:
-        taste: of all training groups, at the chosen scales.
-        calibration: of its intervals; None where too few groups have answers enough to tell.
+        tastes: of all training groups, at the chosen scales.
+        calibration: of their intervals; None where too few groups have answers enough to tell.
         alignment: mean over training groups predicted from others, at the chosen scales; NaN likewise.
     """
 
-    taste: Taste
+    tastes: Tastes
     calibration: Calibration | None
     alignment: float
 
 
 def fit(answers: Answers, points: Points, *, seed: int = 0) -> Fitted:
-    """A taste at the scales with which training groups are best predicted from others.
+    """Tastes at the scales with which training groups are best predicted from others.
 
     Args:
         answers: of the training groups.
         points: vectors of all their questions.
         seed: of the parts.
     """
-    rounds = list(_rounds(answers, points, seed))
+    rounds, learned = rounds_of(answers, points, seed), Learned.of(answers, points)
     if not rounds:
-        return Fitted(taste(answers, points, Scales()), None, float("nan"))
-    scales, score = _search(rounds)
-    return Fitted(taste(answers, points, scales), _calibrated(rounds, scales), score)
+        taste = learned.taste(Scales())
+        return Fitted(Tastes(taste, taste), None, float("nan"))
+    search = _Search(Sheet.of(rounds[:SEARCHED_ROUNDS]))
+    there = {kind: search.sheet.count(kind) for kind in KINDS}
+    # A kind of question that there is hardly any of tells nothing: the other kind's taste serves it, too.
+    kinds = [kind for kind, count in there.items() if count >= min(ENOUGH, max(there.values()))]
+    chosen = {kind: search.best(kind) for kind in kinds}
+    sharpness = search.sharpness(chosen[KNOWN]) if KNOWN in chosen else {}
+    tastes = {
+        kind: replace(learned.taste(scales), sharpness=sharpness if kind == KNOWN else {})
+        for kind, scales in chosen.items()
+    }
+    first = tastes[kinds[0]]
+    both = Tastes(tastes.get(KNOWN, first), tastes.get(NEW, first))
+    score = np.mean([search.alignment(kind, one.scales, one.sharpness) for kind, one in tastes.items()])
+    return Fitted(both, _calibrated(rounds, tastes), float(score))
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """A group's context and targets."""
+class _Search:
+    """Scores of scales on a sheet; what has been computed for some is kept for those that differ in the blend only.
 
-    context: dict[int, Shares]
-    targets: dict[str, dict[int, Shares]]
+    Args:
+        sheet: all targets.
+    """
 
+    def __init__(self, sheet: Sheet) -> None:
+        self.sheet = sheet
+        self._logs: Callable[[Scales], np.ndarray] = lru_cache(maxsize=None)(sheet.logs)
+        highest = np.maximum.reduceat(sheet.targets.said, sheet.targets.starts)
+        self._single = bool((highest > 1 - _TINY).mean() >= SINGLE)
 
-@dataclass(frozen=True)
-class _Round:
-    """Answers to learn from, and groups to predict."""
+    def best(self, kind: str) -> Scales:
+        """One scale at a time in the direction of a better score, until no step is better or all sweeps are done."""
+        best = Scales()
+        score = self._score(kind, best)
+        with progress_bar() as bar:
+            task = bar.add_task(f"choosing scales, {kind} questions", total=None)
+            for _ in range(SWEEPS):
+                before = score
+                for name in GRID:
+                    for step in (-1, 1):
+                        while (other := _moved(best, name, step)) is not None:
+                            bar.advance(task)
+                            value = self._score(kind, other)
+                            if value <= score + _TINY:
+                                break
+                            best, score = other, value
+                if score == before:
+                    break
+        return best
 
-    questions: Sequence[Question]
-    points: Points
-    learned: Answers
-    trials: Sequence[_Trial]
+    def sharpness(self, scales: Scales) -> Sharpness:
+        """How much harder shares of known questions are made, by the number of answers read.
 
-    def read(self, scales: Scales) -> Iterator[tuple[str, Reading, dict[int, Shares]]]:
-        """Kind of question, what a group's context says, the group's answers to questions of the kind."""
-        view = taste(self.learned, self.points, scales).view(self.questions, self.points)
-        for trial in self.trials:
-            reading = view.read(trial.context)
-            yield from ((kind, reading, targets) for kind, targets in trial.targets.items())
+        A nearest group's answers are single choices where groups' are, and alignment likes those: the least power is
+        taken at which the taste is aligned as well as every baseline, and the best one where none is enough.
+        """
+        others = [self.sheet.by_trial(self.sheet.targets.alignment(one), KNOWN) for one in _baselines(self.sheet)]
+        own = {power: self._aligned(KNOWN, scales, {1: power}) for power in SHARPNESS}
+        sizes, found = np.searchsorted(CONTEXTS, self.sheet.read), {}
+        for size in range(len(CONTEXTS)):
+            there = (sizes == size) & ~np.isnan(own[1.0])
+            if there.any():
+                wanted = max(float(one[there].mean()) for one in others)
+                means = {power: float(values[there].mean()) for power, values in own.items()}
+                enough = [power for power, value in means.items() if value >= wanted]
+                found[CONTEXTS[size]] = enough[0] if enough else max(means, key=means.__getitem__)
+        return found
 
+    def alignment(self, kind: str, scales: Scales, sharpness: Sharpness) -> float:
+        """Mean over trials."""
+        return float(np.nanmean(self._aligned(kind, scales, sharpness)))
 
-def _rounds(answers: Answers, points: Points, seed: int) -> Iterator[_Round]:
-    draw = np.random.default_rng(seed)
-    ample = [group for group, own in answers.groups.items() if len(own) >= LEAST]
-    tried = [ample[place] for place in draw.permutation(len(ample))[:SEARCHED]]
-    if len(tried) < PARTS:
-        return
-    questions = draw.permutation(len(answers.questions))
-    for part in range(PARTS):
-        out, new = tried[part::PARTS], set(questions[part::PARTS].tolist())
-        learned = answers.of(group for group in answers.groups if group not in out).without(new)
-        known = {number for own in learned.groups.values() for number in own}
-        trials = [trial for group in out for trial in _trials(answers.groups[group], known, new, draw)]
-        if trials:
-            yield _Round(answers.questions, points, learned, trials)
+    def _aligned(self, kind: str, scales: Scales, sharpness: Sharpness) -> np.ndarray:
+        return self.sheet.by_trial(self.sheet.targets.alignment(self._shares(scales, sharpness)), kind)
 
+    def _score(self, kind: str, scales: Scales) -> float:
+        shares = self._shares(scales, {})
+        values = -self.sheet.targets.nll(shares)
+        if not self._single:
+            values = self.sheet.targets.alignment(shares) + NATS * values
+        return float(np.nanmean(self.sheet.by_trial(values, kind)))
 
-def _trials(own: Mapping[int, Shares], known: set[int], new: set[int], draw: np.random.Generator) -> Iterator[_Trial]:
-    order = [list(own)[place] for place in draw.permutation(len(own))]
-    old = [number for number in order if number not in new]
-    for size in sorted({min(size, len(old) // 2) for size in CONTEXTS}):
-        read = old[:size]
-        kinds = {KNOWN: [number for number in old[len(read) :] if number in known], NEW: [n for n in order if n in new]}
-        targets = {kind: {number: own[number] for number in some[:TARGETS]} for kind, some in kinds.items() if some}
-        if read and targets:
-            yield _Trial({number: own[number] for number in read}, targets)
-
-
-def _search(rounds: Sequence[_Round]) -> tuple[Scales, float]:
-    """One step at a time in the direction of a better score, until no step is better."""
-    best = Scales()
-    scores = {best: _score(rounds, best)}
-    with progress_bar() as bar:
-        task = bar.add_task("choosing scales", total=None)
-        while (better := _better(rounds, best, scores, lambda: bar.advance(task))) is not None:
-            best = better
-    return best, scores[best]
-
-
-def _better(
-    rounds: Sequence[_Round], best: Scales, scores: dict[Scales, float], tried: Callable[[], None]
-) -> Scales | None:
-    for scales in _neighbours(best):
-        if scales not in scores:
-            scores[scales] = _score(rounds, scales)
-            tried()
-        if scores[scales] > scores[best] + _TINY:
-            return scales
-    return None
+    def _shares(self, scales: Scales, sharpness: Sharpness) -> np.ndarray:
+        targets, others = self.sheet.targets, self.sheet.others
+        powers = self.sheet.powers(sharpness)
+        shares = targets.softmax(powers * self._logs(replace(scales, blend=0.0)))
+        return np.where(np.isnan(others), shares, (1 - scales.blend) * shares + scales.blend * others)
 
 
-_TINY = 1e-5
+def _moved(scales: Scales, name: str, step: int) -> Scales | None:
+    values = GRID[name]
+    place = values.index(getattr(scales, name)) + step
+    return replace(scales, **{name: values[place]}) if 0 <= place < len(values) else None
 
 
-def _neighbours(scales: Scales) -> Iterator[Scales]:
-    for name, values in GRID.items():
-        place = values.index(getattr(scales, name))
-        for step in (-1, 1):
-            if 0 <= place + step < len(values):
-                yield replace(scales, **{name: values[place + step]})
+def _baselines(sheet: Sheet) -> Iterator[np.ndarray]:
+    """What the training groups' mean, the nearest of them and their mixture say, `[points]`; uniform where nothing."""
+    tables = [(one, TrainingGroups.of(one.learned.answers, one.learned.points)) for one in sheet.rounds]
+    even = sheet.targets.softmax(np.zeros(len(sheet.others)))
+    asked = [(groups, trial) for one, groups in tables for trial in one.trials]
+    for say in (lambda groups, _, numbers: groups.mean(numbers), TrainingGroups.nearest, TrainingGroups.mixture):
+        said = [one for groups, trial in asked for one in say(groups, trial.context, trial.numbers)]
+        parts = np.split(even, sheet.targets.starts[1:])
+        yield np.concatenate([part if one is None else one for part, one in zip(parts, said, strict=True)])
 
 
-def _score(rounds: Sequence[_Round], scales: Scales) -> float:
-    """Mean alignment with questions of either kind, each kind half."""
-    found: dict[str, list[float]] = {}
-    for one in rounds:
-        for kind, reading, targets in one.read(scales):
-            predicted = reading.shares(list(targets))
-            found.setdefault(kind, []).extend(
-                alignment(one.questions[number], shares, said)
-                for (number, said), shares in zip(targets.items(), predicted, strict=True)
-            )
-    return mean(float(np.nanmean(values)) for values in found.values())
-
-
-def _calibrated(rounds: Sequence[_Round], scales: Scales) -> Calibration:
+def _calibrated(rounds: Sequence[Round], tastes: dict[str, Taste]) -> Calibration:
     return calibrated(
-        [
-            Sample.of(kind, reading.read, predicted, said)
-            for one in rounds
-            for kind, reading, targets in one.read(scales)
-            for said, predicted in zip(targets.values(), reading.predict(list(targets)), strict=True)
-        ]
+        [sample for one in rounds for kind, taste in tastes.items() for sample in _samples(one, kind, taste)]
     )
+
+
+def _samples(one: Round, kind: str, taste: Taste) -> Iterator[Sample]:
+    learned = replace(one.learned.taste(taste.scales), sharpness=taste.sharpness)
+    view = learned.view(one.questions, one.learned.points)
+    for trial in one.trials:
+        if targets := trial.targets.get(kind):
+            reading = view.read(trial.context)
+            for said, predicted in zip(targets.values(), reading.predict(list(targets)), strict=True):
+                yield Sample.of(kind, reading.read, predicted, said)

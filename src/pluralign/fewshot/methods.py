@@ -9,7 +9,6 @@ import numpy as np
 from pluralign.config import ModuleTrainingConfig
 from pluralign.fewshot.answers import Answers, Shares
 from pluralign.fewshot.baselines import TrainingGroups, ridge, uniform
-from pluralign.fewshot.calibration import KNOWN, NEW
 from pluralign.fewshot.features import Points
 from pluralign.fewshot.fitting import fit
 from pluralign.fewshot.metrics import alignment
@@ -100,15 +99,15 @@ def _gpo(answers: Answers, points: Points, module: ModuleTrainingConfig, seed: i
 
 def _taste(answers: Answers, points: Points, seed: int) -> Predict:
     fitted = fit(answers, points, seed=seed)
-    view, calibration = fitted.taste.view(answers.questions, points), fitted.calibration
-    known = {number for _, number, _ in answers}
+    views, calibration = fitted.tastes.view(answers.questions, points), fitted.calibration
 
     def predict(context: Mapping[int, Shares], targets: Sequence[int]) -> list[Told | None]:
         found: list[Told | None] = []
-        for number, one in zip(targets, view.read(context).predict(targets), strict=True):
-            kind = KNOWN if number in known else NEW
-            ends = calibration.interval(one, kind, LEVEL, len(context)) if calibration is not None else (None, None)
-            found.append((one.shares, *ends))
+        for number, one in zip(targets, views.read(context).predict(targets), strict=True):
+            if calibration is None:
+                found.append((one.shares, None, None))
+            else:
+                found.append((one.shares, *calibration.interval(one, views.kind(number), LEVEL, len(context))))
         return found
 
     return predict

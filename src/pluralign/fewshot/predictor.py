@@ -13,7 +13,7 @@ from pluralign.config import EmbeddingConfig, FewshotFitConfig
 from pluralign.errors import InputError
 from pluralign.fewshot.active import worth
 from pluralign.fewshot.answers import Answers, Question, Shares
-from pluralign.fewshot.calibration import KNOWN, LEVELS, NEW
+from pluralign.fewshot.calibration import LEVELS
 from pluralign.fewshot.embedding import KEY, embed
 from pluralign.fewshot.features import Points
 from pluralign.fewshot.fitting import Fitted, fit
@@ -99,7 +99,7 @@ class Predictor:
         numbers = {question: number for number, question in enumerate(asked)}
         targets = [numbers[question] for question in questions]
         known = [question.key in self.seen for question in asked]
-        read = self._reader(asked, points, known, level)
+        read = self._reader(asked, points, level)
         return [
             Answer(group, asked[number], *said, known[number])
             for group, own in answers.groups.items()
@@ -130,8 +130,8 @@ class Predictor:
         left = [number for number, question in enumerate(asked) if question in wanted and number not in own]
         if not left:
             raise InputError("every question of the pool has been answered", where=answers.name)
-        view = fitted.taste.view(asked, self._embedded(asked, cache_dir))
-        gains = worth(view, own, left)
+        views = fitted.tastes.view(asked, self._embedded(asked, cache_dir))
+        gains = worth(views, own, left)
         return [(asked[left[place]], float(gains[place])) for place in np.argsort(-gains, kind="stable")]
 
     def _embedded(self, asked: Sequence[Question], cache_dir: str | Path | None) -> Points:
@@ -141,7 +141,7 @@ class Predictor:
             raise InputError(found, where=KEY, fix="Bring that model back, or fit again.")
         return points
 
-    def _reader(self, asked: Sequence[Question], points: Points, known: Sequence[bool], level: float) -> _Read:
+    def _reader(self, asked: Sequence[Question], points: Points, level: float) -> _Read:
         """What does not depend on the group is done once."""
         fitted = self.fitted
         if not isinstance(fitted, Fitted):
@@ -149,16 +149,16 @@ class Predictor:
 
             module = fitted.module
             return lambda own, targets: [(shares, None, None) for shares in predict(module, points, own, targets)]
-        view, calibration = fitted.taste.view(asked, points), fitted.calibration
+        views, calibration = fitted.tastes.view(asked, points), fitted.calibration
 
         def read(
             own: Mapping[int, Shares], targets: Sequence[int]
         ) -> list[tuple[Shares, np.ndarray | None, np.ndarray | None]]:
-            reading = view.read(own)
+            reading = views.read(own)
             if calibration is None:
                 return [(shares, None, None) for shares in reading.shares(targets)]
             return [
-                (one.shares, *calibration.interval(one, KNOWN if known[number] else NEW, level, len(own)))
+                (one.shares, *calibration.interval(one, views.kind(number), level, len(own)))
                 for number, one in zip(targets, reading.predict(targets), strict=True)
             ]
 
@@ -198,4 +198,5 @@ def _check(answers: Answers, questions: Iterable[Question]) -> None:
         for number in own:
             if (question := answers.questions[number]) in asked:
                 found = f"group {group!r} has answered {question.text!r}, which is to be predicted"
-                raise InputError(found, where=answers.name, fix="Take it out of the answers, or of the questions.")
+                place = answers.place(group, number)
+                raise InputError(found, where=place, fix="Take it out of the answers, or of the questions.")

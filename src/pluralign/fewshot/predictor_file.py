@@ -16,11 +16,12 @@ from pluralign.config import EmbeddingConfig
 from pluralign.errors import InputError
 from pluralign.fewshot.calibration import Calibration
 from pluralign.fewshot.fitting import Fitted
+from pluralign.fewshot.kinds import KNOWN, NEW, Tastes
 from pluralign.fewshot.predictor import Predictor
 from pluralign.fewshot.taste import Known, Scales, Taste
 from pluralign.storage import staged_file
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _HEAD = "pluralign"
 _FIX = "It is a file that `pluralign fewshot fit` wrote."
 _DIGEST = 32
@@ -39,9 +40,9 @@ def save_predictor(predictor: Predictor, path: str | Path) -> None:
     }
     fitted = predictor.fitted
     if isinstance(fitted, Fitted):
-        arrays = _taste_arrays(fitted.taste, sorted(predictor.seen))
+        arrays, kinds = _tastes_arrays(fitted.tastes, sorted(predictor.seen))
         factors = fitted.calibration.factors if fitted.calibration else None
-        head |= {"predictor": "taste", "scales": asdict(fitted.taste.scales), "factors": factors}
+        head |= {"predictor": "taste", "tastes": kinds, "factors": factors}
         # JSON has no NaN.
         head["alignment"] = None if np.isnan(fitted.alignment) else fitted.alignment
     else:
@@ -62,7 +63,7 @@ def load_predictor(path: str | Path) -> Predictor:
     """
     head, arrays = _read(Path(path))
     seen = [bytes(row).hex() for row in arrays["questions"]]
-    fitted = _taste(head, arrays, seen) if head["predictor"] == "taste" else _module(head, arrays)
+    fitted = _fitted(head, arrays, seen) if head["predictor"] == "taste" else _module(head, arrays)
     embeddings = EmbeddingConfig(**head["embeddings"])
     return Predictor(embeddings, head["fingerprint"], fitted, frozenset(seen), head["groups"])
 
@@ -82,6 +83,18 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return head, arrays
 
 
+def _tastes_arrays(tastes: Tastes, seen: list[str]) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+    """Arrays with the kind of question in front of their names, and the rest; a taste for both kinds is there once."""
+    arrays: dict[str, np.ndarray] = {}
+    heads: dict[str, dict[str, Any]] = {}
+    for kind, taste in ((KNOWN, tastes.known), (NEW, tastes.new)):
+        if kind == NEW and tastes.new is tastes.known:
+            break
+        heads[kind] = {"scales": asdict(taste.scales), "sharpness": dict(taste.sharpness)}
+        arrays |= {f"{kind}.{name}": value for name, value in _taste_arrays(taste, seen).items()}
+    return arrays, heads
+
+
 def _taste_arrays(taste: Taste, seen: list[str]) -> dict[str, np.ndarray]:
     known = [taste.known[key] for key in seen]
     starts = np.cumsum([0, *(len(one.mean) for one in known)])
@@ -90,15 +103,23 @@ def _taste_arrays(taste: Taste, seen: list[str]) -> dict[str, np.ndarray]:
     return {"starts": starts, **arrays, **{name: np.ascontiguousarray(value) for name, value in weights.items()}}
 
 
-def _taste(head: Mapping[str, Any], arrays: Mapping[str, np.ndarray], seen: list[str]) -> Fitted:
-    starts = arrays["starts"]
+def _fitted(head: Mapping[str, Any], arrays: Mapping[str, np.ndarray], seen: list[str]) -> Fitted:
+    tastes = {kind: _taste(kind, one, arrays, seen) for kind, one in head["tastes"].items()}
+    calibration = None if head["factors"] is None else _calibration(head["factors"])
+    alignment = float("nan") if head["alignment"] is None else head["alignment"]
+    return Fitted(Tastes(tastes[KNOWN], tastes.get(NEW, tastes[KNOWN])), calibration, alignment)
+
+
+def _taste(kind: str, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray], seen: list[str]) -> Taste:
+    starts = arrays[f"{kind}.starts"]
     known = {
-        key: Known(**{name: arrays[name][starts[number] : starts[number + 1]] for name in _KNOWN})
+        key: Known(**{name: arrays[f"{kind}.{name}"][starts[number] : starts[number + 1]] for name in _KNOWN})
         for number, key in enumerate(seen)
     }
-    taste = Taste(Scales(**head["scales"]), known, arrays["mean_weights"], arrays["direction_weights"])
-    calibration = None if head["factors"] is None else _calibration(head["factors"])
-    return Fitted(taste, calibration, float("nan") if head["alignment"] is None else head["alignment"])
+    weights = arrays[f"{kind}.mean_weights"], arrays[f"{kind}.direction_weights"]
+    # Keys of JSON are text.
+    sharpness = {int(read): float(power) for read, power in head["sharpness"].items()}
+    return Taste(Scales(**head["scales"]), known, *weights, sharpness)
 
 
 def _calibration(factors: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Calibration:

@@ -116,7 +116,7 @@ def _gathered(table: Table, read: Any) -> Answers:
             for owner, question, distribution in read(row):
                 shares, scaled = _shares(owner, question, distribution)
                 found.rescaled += scaled
-                if not found.add(owner, question, shares):
+                if not found.add(owner, question, shares, place):
                     raise BadRow(None, f"group {owner!r} has answered the same question in an earlier row")
         except BadRow as problem:
             bad.append(problem.at(place))

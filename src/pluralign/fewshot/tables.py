@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -37,9 +36,9 @@ def load_answers(paths: str | Sequence[str], *, group: str | None = None, key: s
         own = _preferences(path, group) if _holds_pairs(path) else read_answers(path, group=group or "group")
         found.rescaled += own.rescaled
         for owner, number, shares in own:
-            if not found.add(owner, own.questions[number], shares):
+            if not found.add(owner, own.questions[number], shares, own.places.get((owner, number))):
                 again = f"group {owner!r} has answered {own.questions[number].text!r} in another table, too"
-                raise InputError(again, where=path, fix="Join the two answers.")
+                raise InputError(again, where=own.place(owner, number), fix="Join the two answers.")
     if not found.groups:
         raise InputError("there are no answers", where=found.name)
     return found
@@ -94,6 +93,8 @@ def _preferences(path: str, group: str | None) -> Answers:
     preferences = load_preferences(DataConfig(path=path))
     if preferences.problems:
         first = preferences.problems[0]
-        more = f"{len(preferences.problems)} rows of {path} cannot be used and are left out; the first: {first}"
-        warnings.warn(more, stacklevel=2)
+        whose = f"{owner} {first.user!r}: " if first.user else ""
+        more = f" (and {len(preferences.problems) - 1} more rows)" if len(preferences.problems) > 1 else ""
+        column = f", column {first.column!r}" if first.column else ""
+        raise InputError(f"{whose}{first.found}{more}", where=f"{first.place}{column}", fix=first.fix)
     return answers_of(preferences, per=owner)

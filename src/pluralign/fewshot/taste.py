@@ -13,18 +13,18 @@ is, but for its bounds, a mixture of the training groups.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
-from pluralign.fewshot.answers import Answers, Question, Shares
+from pluralign.fewshot.answers import Question, Shares
 from pluralign.fewshot.features import Points
 
 SMOOTHING = 0.01
 """Added to every share before its logarithm: what nobody said is rare, and not impossible."""
-DIRECTIONS = 32
-"""In which the training groups differ, at most."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ class Scales:
     vectors: float = 0.1
     own: float = 0.5
     blend: float = 0.3
+
+
+Sharpness = Mapping[int, float]
+"""Answers read -> the power that shares are raised to; between two of them over their logarithm."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,14 @@ class Taste:
         known: key of a question -> what is known of it.
         mean_weights: float `[d]`, from vectors to the mean.
         direction_weights: float `[d, k]`, from vectors to the directions.
+        sharpness: of what is predicted; none leaves it as it is.
     """
 
     scales: Scales
     known: Mapping[str, Known]
     mean_weights: np.ndarray
     direction_weights: np.ndarray
+    sharpness: Sharpness = field(default_factory=dict)
 
     def view(self, questions: Sequence[Question], points: Points) -> View:
         """Questions as they look from here.
@@ -99,7 +105,7 @@ class Taste:
                 directions[part], shares[part] = there.directions, there.shares
         scaled = [np.sqrt(self.scales.together) * directions, np.sqrt(self.scales.vectors) * vectors]
         features = np.concatenate(scaled, 1)
-        return View(points, mean, self.scales.own + unsure, features, shares, self.scales.blend)
+        return View(points, mean, self.scales.own + unsure, features, shares, self.scales.blend, self.sharpness)
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,7 @@ class View:
         features: float `[points, k]`, f.
         shares: float `[points]`, mean of the training groups; NaN where there is none.
         blend: share of that mean in a prediction.
+        sharpness: of a taste.
     """
 
     points: Points
@@ -121,6 +128,7 @@ class View:
     features: np.ndarray
     shares: np.ndarray
     blend: float
+    sharpness: Sharpness = field(default_factory=dict)
 
     def read(self, context: Mapping[int, Shares]) -> Reading:
         """What some answers say of the group.
@@ -185,138 +193,37 @@ class Reading:
 
     def _shares(self, number: int) -> Shares:
         part = self.view.points.slice(number)
-        return _softmax(self.view.mean[part] + self.view.features[part] @ self.mean)
+        return _softmax(self._power * (self.view.mean[part] + self.view.features[part] @ self.mean))
+
+    @cached_property
+    def _power(self) -> float:
+        return power(self.view.sharpness, self.read)
+
+    def slopes(self, number: int) -> np.ndarray:
+        """How a question's shares move with its log-shares, `[options, options]`."""
+        shares = self._shares(number)
+        return np.asarray(self._power * (np.diag(shares) - np.outer(shares, shares)))
 
     def _deviations(self, number: int) -> np.ndarray:
-        part, shares = self.view.points.slice(number), self._shares(number)
+        part, slope = self.view.points.slice(number), self.slopes(number)
         features = self.view.features[part]
         taken = features @ self.whitened.T
         among = features @ features.T - taken @ taken.T + np.diag(self.view.spread[part])
         # How shares move with log-shares, times how unsure the latter are (delta method).
-        slope = np.diag(shares) - np.outer(shares, shares)
         return np.asarray(np.sqrt(np.maximum(np.diag(slope @ among @ slope), 0.0)))
+
+
+def power(sharpness: Sharpness, read: int) -> float:
+    """What shares are raised to after so many answers; below the least number and above the largest it stays."""
+    if not sharpness:
+        return 1.0
+    return float(np.interp(math.log(max(read, 1)), list(map(math.log, sharpness)), list(sharpness.values())))
 
 
 def log_shares(shares: Shares) -> np.ndarray:
     """Centred logarithms of smoothed shares, `[options]`."""
     values = np.log(shares + SMOOTHING)
     return np.asarray(values - values.mean())
-
-
-def taste(answers: Answers, points: Points, scales: Scales) -> Taste:
-    """Put together what the training groups say.
-
-    Args:
-        answers: theirs.
-        points: vectors of all questions of `answers`.
-        scales: how much is taken from where.
-    """
-    vectors = points.centred
-    table = _Totals.of(answers, points)
-    weights = _mean_weights(vectors, table, scales)
-    mean, unsure = _mean(vectors, table, weights, scales)
-    deviations, own_weights = _deviations(answers, points, vectors, mean, table.counts, scales)
-    turn = _leading(deviations)
-    directions = deviations @ turn
-    known = {}
-    for number, question in enumerate(answers.questions):
-        part = points.slice(number)
-        if table.counts[part.start]:
-            shares = table.shares[part] / table.counts[part]
-            known[question.key] = Known(mean[part], unsure[part], directions[part], shares)
-    return Taste(scales, known, weights, own_weights @ turn)
-
-
-@dataclass(frozen=True)
-class _Totals:
-    """Sums over groups, `[points]` each."""
-
-    counts: np.ndarray
-    logs: np.ndarray
-    shares: np.ndarray
-
-    @classmethod
-    def of(cls, answers: Answers, points: Points) -> _Totals:
-        counts, logs, sums = (np.zeros(points.starts[-1]) for _ in range(3))
-        for _, number, shares in answers:
-            part = points.slice(number)
-            counts[part] += 1
-            logs[part] += log_shares(shares)
-            sums[part] += shares
-        return cls(counts, logs, sums)
-
-    @property
-    def means(self) -> np.ndarray:
-        """Of the log-shares; 0 where nobody answered."""
-        return np.asarray(self.logs / np.maximum(self.counts, 1))
-
-
-def _among(vectors: np.ndarray, table: _Totals, scales: Scales) -> np.ndarray:
-    """Variance of the mean of so many groups around that of all, `[points]`."""
-    return np.asarray((scales.own + scales.vectors * (vectors**2).sum(1)) / np.maximum(table.counts, 1))
-
-
-def _mean_weights(vectors: np.ndarray, table: _Totals, scales: Scales) -> np.ndarray:
-    there = table.counts > 0
-    noise = np.sqrt(scales.mean_own + _among(vectors, table, scales)[there])
-    return _ridge(vectors[there] / noise[:, None], table.means[there] / noise, 1 / scales.mean_vectors)
-
-
-def _mean(vectors: np.ndarray, table: _Totals, weights: np.ndarray, scales: Scales) -> tuple[np.ndarray, np.ndarray]:
-    """The mean over groups, between what vectors say and what was answered, and its variance, `[points]` each."""
-    guess, among = vectors @ weights, _among(vectors, table, scales)
-    share = np.where(table.counts > 0, scales.mean_own / (scales.mean_own + among), 0.0)
-    return guess + share * (table.means - guess), scales.mean_own * (1 - share)
-
-
-def _deviations(
-    answers: Answers,
-    points: Points,
-    vectors: np.ndarray,
-    mean: np.ndarray,
-    counts: np.ndarray,
-    scales: Scales,
-) -> tuple[np.ndarray, np.ndarray]:
-    """How each training group deviates from the mean, `[points, groups]`, and by its vectors, `[d, groups]`.
-
-    Where a group did not answer, its deviation is what its other answers and the vectors say.
-    """
-    columns, weights = [], []
-    for own in answers.groups.values():
-        at = points.of(list(own))
-        error = np.concatenate([log_shares(shares) for shares in own.values()]) - mean[at]
-        # The mean holds the group's own answer, too: less of it is left the fewer others there are.
-        apart = 1 - scales.mean_own / (scales.mean_own * counts[at] + scales.own)
-        error = np.where(counts[at] > 1, error / np.maximum(apart, _LEAST_APART), error)
-        weights.append(_ridge(vectors[at], error, scales.own / scales.vectors))
-        column = vectors @ weights[-1]
-        column[at] = error
-        columns.append(column)
-    if not columns:
-        return np.zeros((len(mean), 0)), np.zeros((vectors.shape[1], 0))
-    return np.stack(columns, 1), np.stack(weights, 1)
-
-
-_LEAST_APART = 0.2
-
-
-def _leading(columns: np.ndarray) -> np.ndarray:
-    """From columns to their leading directions, `[groups, k]`; the directions' squares add up to the columns' mean."""
-    groups = columns.shape[1]
-    values, turns = np.linalg.eigh(columns.T @ columns)
-    kept = [place for place in np.argsort(-values)[:DIRECTIONS] if values[place] > _NOTHING]
-    return np.asarray(turns[:, kept] / np.sqrt(max(groups, 1)))
-
-
-_NOTHING = 1e-12
-
-
-def _ridge(read: np.ndarray, said: np.ndarray, penalty: float) -> np.ndarray:
-    """Weights of the ridge regression, `[d]`, by the smaller of its two systems of equations."""
-    rows, columns = read.shape
-    if rows < columns:
-        return np.asarray(read.T @ np.linalg.solve(read @ read.T + penalty * np.eye(rows), said))
-    return np.asarray(np.linalg.solve(read.T @ read + penalty * np.eye(columns), read.T @ said))
 
 
 def _softmax(values: np.ndarray) -> np.ndarray:

@@ -1,0 +1,95 @@
+"""Every method on every split of a table, a cell each; summaries over splits, and paired differences to `taste`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tables import TABLES
+
+import grid
+
+SPLITS = 5
+METHODS = ("uniform", "mean", "nearest", "mixture", "ridge", "gpo", "taste")
+FORMS = {"taste": 4}
+"""Of a method that has changed its form, which one it is: a cell of another form is another cell."""
+MODULE = {"groups": 8, "learning_rate": 1e-3}
+"""Of the published module, beside a table's own steps: fewer groups a step and larger steps than published, for short
+budgets."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A method on one split.
+
+    Attributes:
+        table, protocol, method: which.
+        seed: of the split.
+    """
+
+    table: str
+    protocol: str
+    method: str
+    seed: int
+
+    @property
+    def digest(self) -> str:
+        """Of everything that decides the result but versions."""
+        table = TABLES[self.table]
+        how = {**MODULE, "steps": table.steps} if self.method == "gpo" else FORMS.get(self.method, 1)
+        what = [asdict(self), how, list(table.sizes), table.least]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+
+    def kept(self, work: Path) -> Path:
+        """Where its result lies."""
+        name = f"{self.table}-{self.protocol}-{self.method}-s{self.seed}-{self.digest}.json"
+        return work / "cells" / name.replace(" ", "_")
+
+
+def parts(table: str, methods: Sequence[str] = METHODS) -> list[Part]:
+    """All of a table's, one split after another."""
+    found = TABLES[table].protocols
+    return [Part(table, protocol, method, seed) for seed in range(SPLITS) for protocol in found for method in methods]
+
+
+def result_of(part: Part, data: Path, work: Path) -> dict[str, Any]:
+    """A cell's result: from its file, or made now."""
+    return grid.result_of(part, work, lambda: _made(part, data))
+
+
+def _made(part: Part, data: Path) -> dict[str, Any]:
+    from pluralign.config import ModuleTrainingConfig
+    from pluralign.fewshot.comparison import cells_of
+    from pluralign.fewshot.methods import methods
+    from pluralign.fewshot.protocols import split
+
+    answers, points = _read(part.table, data)
+    table = TABLES[part.table]
+    one = split(answers, part.protocol, list(table.sizes), least=table.least, seed=part.seed)
+    began = time.process_time()
+    module = ModuleTrainingConfig(**MODULE, steps=table.steps)
+    cells = cells_of(part.method, methods(module, seed=0)[part.method], one, points)
+    rows = [asdict(cell) for cell in cells]
+    return {**asdict(part), "digest": part.digest, "seconds": round(time.process_time() - began, 1), "rows": rows}
+
+
+@cache
+def _read(table: str, data: Path) -> tuple[Any, Any]:
+    from pluralign.config import EmbeddingConfig
+    from pluralign.fewshot.embedding import embed
+
+    answers = TABLES[table].read(data)
+    return answers, embed(answers.questions, EmbeddingConfig())[0]
+
+
+def summaries(cells: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over splits with their intervals, a row a protocol, size and method."""
+    from pluralign.fewshot.comparison import Cell, summarise
+
+    return [asdict(one) for one in summarise(Cell(**row) for cell in cells for row in cell["rows"])]
