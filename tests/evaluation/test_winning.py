@@ -9,8 +9,10 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +21,7 @@ import pytest
 import yaml
 
 import pluralign
-from pluralign.annotation import AnnotatorConfig
+from pluralign.annotation import AnnotatorConfig, EndpointConfig
 from pluralign.annotators import AnnotatorError, Request, Verdict
 from pluralign.cli import main
 from pluralign.config import DataConfig, GenerationConfig, TrainConfig
@@ -97,6 +99,34 @@ def make_run(population: Any, make_rows: Callable[..., list[Preference]], tmp_pa
         return population.folder
 
     return make
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., str]]:
+    """A function of an answer to each question: the address of a judge behind HTTP that gives it."""
+    servers = []
+
+    def start(answer: Callable[[str], str]) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
+                body = json.dumps({"choices": [{"message": {"content": answer(question)}}]}).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_address[1]}/v1"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 def asked_of(*runs: Path, **keys: Any) -> WinRateConfig:
@@ -271,6 +301,18 @@ def test_people_fill_in_a_table_and_the_call_goes_on(make_run: Any, tmp_path: Pa
     assert "base.json" in out and "skipped cem: one pair" in out
     found = read_evaluation(run / "winrate" / "base.json").win_rate or {}
     assert found["first_place"] == 1 and found["unanswered"] == 0
+
+
+def test_a_judge_behind_http_that_likes_a_place_decides_nothing(make_run: Any, serve: Callable[..., str]) -> None:
+    asked: list[str] = []
+    run, url = make_run("run"), serve(lambda question: asked.append(question) or "A")
+    endpoint = EndpointConfig(url=url, model="judge", requests_at_once=1)
+    config = WinRateConfig(runs=str(run), annotator=AnnotatorConfig(endpoint=endpoint), device="cpu")
+    found = winrate(config).win_rate or {}
+    assert found["first_place"] == 1 and found["raw"] == 0.5 and found["flipped"] == found["n"] - found["same"] > 0
+    assert len(asked) == 2 * found["flipped"] and found["annotator"]["name"] == "endpoint judge"
+    # Kept by the endpoint's annotator, too.
+    assert (winrate(replace(config, ask_again=True)).win_rate or {}) == found and len(asked) == 2 * found["flipped"]
 
 
 def test_a_policy_that_cannot_be_loaded_costs_nobody_else(make_run: Any, judge: Judge) -> None:
