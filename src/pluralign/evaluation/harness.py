@@ -83,6 +83,8 @@ class Harness:
                     apply_chat_template=self.settings.apply_chat_template,
                     fewshot_as_multiturn=self.settings.apply_chat_template,
                 )
+            except torch.OutOfMemoryError:
+                raise
             except (*_UNUSABLE, AssertionError) as error:
                 tasks = ", ".join(self._loaded["tasks"])
                 raise InputError(
