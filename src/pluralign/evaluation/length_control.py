@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,10 +62,10 @@ class Contests:
         score = np.array([one for some in scores for one in some], dtype=np.float64)
         return cls(counts.cumsum() - counts, person, score, longer, scale or 1.0)
 
-    @property
+    @cached_property
     def counts(self) -> Indices:
         """[people] how many each has."""
-        return np.diff([*self.starts, len(self.person)])
+        return np.diff(self.starts, append=len(self.person))
 
     def drawn(self, rows: Indices) -> Contests:
         """A resample: row j is row `rows[j]` of these, of the same person."""
