@@ -1,12 +1,13 @@
 """Few-shot prediction: every method on every table, active questions, and time.
 
-    python benchmarks/fewshot/run.py compare --on countries --data DIR     # and personas, raters, world
+    python benchmarks/fewshot/run.py compare --on countries --data DIR     # and personas, raters, annotators, world
     python benchmarks/fewshot/run.py active --on countries --data DIR
     python benchmarks/fewshot/run.py race --on countries --data DIR --seconds 3600
     python benchmarks/fewshot/run.py speed
     python benchmarks/fewshot/run.py table --of compare-countries          # from the committed results
 
-DIR is the folder of the published data (docs/real-text.md); the world and `speed` need none.
+DIR is the folder of the published data (docs/real-text.md); the world and `speed` need none. `compare` is a grid of
+cells that goes on where it was stopped; cells that are there, below `--work` or in the results, are not made again.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import comparing
 from active import active, active_table
 from racing import race, race_table
+from report import against_table, compare_table, width_table
 from tables import TABLES
 from timing import speed, speed_table
 
@@ -30,32 +31,28 @@ import grid
 RESULTS = Path(__file__).parent / "results"
 
 
-def compare_table(found: dict[str, Any]) -> str:
-    """Alignment of every method by protocol and answers, with 95% intervals over splits."""
-    lines = ["| protocol | answers | method | alignment | worst group | accuracy | nats | 80% holds |"]
-    lines.append("| --- " * 8 + "|")
-    for one in found["summaries"]:
-        means, margins = one["means"], one["margins"]
-        holds = f"{means['coverage']:.1%}" if "coverage" in means else ""
-        alignment = f"{means['alignment']:.4f} ± {margins['alignment']:.4f}"
-        figures = [alignment, f"{one['worst']:.3f}", f"{means['accuracy']:.1%}", f"{means['nll']:.3f}", holds]
-        lines.append(f"| {one['protocol']} | {one['size']} | {one['method']} | {' | '.join(figures)} |")
-    return "\n".join(lines) + "\n"
+TABLES_OF = {
+    "compare": (compare_table, against_table, width_table),
+    "active": (active_table,),
+    "race": (race_table,),
+    "speed": (speed_table,),
+}
+"""Stage -> what `table` prints of its results."""
 
 
 def main() -> int:
     arguments = _arguments()
     if arguments.stage == "table":
         found = json.loads((RESULTS / f"{arguments.of}.json").read_text(encoding="utf-8"))
-        stage = arguments.of.split("-")[0]
-        shown = {"compare": compare_table, "active": active_table, "race": race_table, "speed": speed_table}[stage]
-        print(shown(found), end="")
+        print("\n".join(show(found) for show in TABLES_OF[arguments.of.split("-")[0]]), end="")
         return 0
     from pluralign.storage import write_json
 
     command = f"python benchmarks/fewshot/run.py {arguments.stage}"
     if arguments.stage == "speed":
-        write_json(RESULTS / "speed.json", {**grid.head(command), **speed()})
+        path = RESULTS / "speed.json"
+        for found in speed(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}):
+            write_json(path, {**grid.head(command), **found})
         return 0
     command += f" --on {arguments.on}" + ("" if arguments.on == "world" else " --data DIR")
     if arguments.stage == "compare":
