@@ -26,7 +26,9 @@ METHODS = ("bapo", "dpo")
 PEOPLE = slice(30, 54)
 """Twenty-four of the world's people: all styles, in all or some topics; of fourteen one label in ten is wrong."""
 PAIRS = 120
-PHONE, DESKTOP = {"width": 390, "height": 844, "phone": True}, {"width": 1280, "height": 1000}
+PHONE, DESKTOP = {"width": 390, "height": 1260, "phone": True}, {"width": 1280, "height": 1120}
+PERSON = "bardic-044"
+"""Whose answers are shown: in all topics another manner than the base's."""
 COLOURS = 96
 """Of a picture's palette: a page has few, and a file of the documentation is to be small."""
 
@@ -82,6 +84,10 @@ def take_pictures(page_file: Path) -> None:
         page.open(page_file)
         for part in ("people", "cross", "answers", "training"):
             page.show(f"#{part}")
+            if part == "answers":
+                numbers = page.run("[...document.querySelectorAll('#answers-person option')].map((one) => one.value)")
+                names = page.all_texts("#answers-person option")
+                page.put("#answers-person", dict(zip(names, numbers, strict=True))[PERSON])
             _save(page, part, selector=f"#{part}")
 
 

@@ -96,6 +96,7 @@ def test_several_runs_are_told_apart_by_what_they_are_best_in(make_run: Make) ->
     mean = {name: sum(p.values[KEPT] for p in run.people.values()) / 40 for name, run in runs.items()}
     assert title.startswith("Two runs: ")
     assert f"keeps most of what the base knew ({percent(mean['bapo'])} against {percent(mean['dpo'])})" in title
+    assert "serves the worst off best" in title and "which may be chance" in title
     assert [sentence.partition(":")[0] for sentence in more] == ["bapo", "dpo"]
     assert said(bapo, dpo, comparable=False)[0] == "Two runs on different data or bases, beside each other."
 
@@ -106,14 +107,23 @@ def test_runs_that_are_level_share_the_place(make_run: Make, change: Any) -> Non
     assert "a and b agree with people most often" in title and "against" not in title
     for folder, last in zip(folders, (0.9, 0.912), strict=True):
         change(folder, accuracies(0.9, 0.9, last))
-    assert "b agrees with people most often (90.4% against 90.0%)" in said(*folders)[0]
+    assert "b agrees with people most often (90.4% against 90.0%, too few people to tell)" in said(*folders)[0]
+
+
+def test_a_lead_that_chance_may_make_is_called_so(make_run: Make, change: Any) -> None:
+    folders = [make_run(name, people=12) for name in "ab"]
+    change(folders[0], accuracies(*(0.6, 0.9) * 6))
+    change(folders[1], accuracies(*(0.91, 0.6) * 6))
+    assert "b agrees with people most often (76% against 75%, which may be chance)" in said(*folders)[0]
+    change(folders[1], accuracies(*(0.61, 0.91) * 6))
+    assert "b agrees with people most often (76% against 75%)" in said(*folders)[0]
 
 
 def test_of_many_runs_the_ends_of_the_others_are_said(make_run: Make, change: Any) -> None:
     folders = [make_run(name, people=2) for name in "abcd"]
     for folder, accuracy in zip(folders, (0.6, 0.9, 0.7, 0.8), strict=True):
         change(folder, accuracies(accuracy, accuracy))
-    assert "b agrees with people most often (90% against 60% to 80%)" in said(*folders)[0]
+    assert "b agrees with people most often (90% against 60% to 80%, too few people to tell)" in said(*folders)[0]
 
 
 def test_a_judge_is_quoted_where_there_is_one(make_run: Make, change: Any) -> None:
@@ -127,4 +137,4 @@ def test_a_judge_is_quoted_where_there_is_one(make_run: Make, change: Any) -> No
 
         change(folder, judge)
     assert "the median person's win 50%" in " ".join(said(folders[0])[1])
-    assert "b wins against the base most often (75% against 50%)" in said(*folders)[0]
+    assert "b wins against the base most often (75% against 50%, too few people to tell)" in said(*folders)[0]

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Literal, NamedTuple
 
+from pluralign.evaluation.statistics import bootstrap_interval
 from pluralign.reporting.gather import Person, Run
+from pluralign.reporting.glance import FEWEST
 from pluralign.reporting.measures import ACCURACY, KEPT, WIN_RATE
 
 CHANCE = 0.5
@@ -107,18 +109,43 @@ def _comparison(runs: Sequence[Run], name: Callable[[Run], str]) -> Sentence:
     ahead: dict[tuple[str, ...], list[str]] = {}
     for one, many, key, reduce in _CRITERIA:
         found = [(run, [person.values[key] for person in _having(run, key).values()]) for run in runs]
-        values = sorted(((reduce(numbers), name(run)) for run, numbers in found if numbers), key=lambda item: -item[0])
+        ranked = sorted(((reduce(numbers), run) for run, numbers in found if numbers), key=lambda item: -item[0])
+        values = [(value, name(run)) for value, run in ranked]
         if len(values) < 2:
             continue
         first = tuple(run for value, run in values if round(value, 3) == round(values[0][0], 3))
         best, *others = _told_apart([value for value, _ in values])
-        figures = f"{best} against {_spread(others)}" if others else best
+        figures = f"{best} against {_spread(others)}{_doubt(key, reduce, ranked[: len(first) + 1])}" if others else best
         ahead.setdefault(first, []).append(f"{one if len(first) == 1 else many} ({figures})")
     sentence: Sentence = []
     for first, praise in ahead.items():
         sentence += [Part("; " if sentence else f"{_number(len(runs))} runs: "), Part(_listed(first), "name")]
         sentence.append(Part(f" {_listed(praise)}"))
     return [*sentence, Part(".")] if sentence else [Part(f"{_number(len(runs))} runs without a measure in common.")]
+
+
+def _doubt(key: str, reduce: Callable[[list[float]], float], ranked: Sequence[tuple[float, Run]]) -> str:
+    """What is to be said of a run that is ahead by no more than chance may make; nothing where it is by more.
+
+    Means differ if the 95% interval of the paired difference leaves out 0, the worst people if their own do not meet.
+    """
+    (_, ahead), (_, behind) = ranked[-2:]
+    if reduce is min:
+        (_, worst), (_, other) = (next(iter(_having(run, key).items())) for run in (ahead, behind))
+        intervals = [person.intervals.get(key) for person in (worst, other)]
+        may_be_chance = None in intervals or intervals[0][0] <= intervals[1][1]  # type: ignore[index]
+    else:
+        there = _having(behind, key)
+        apart = [
+            person.values[key] - there[user].values[key]
+            for user, person in _having(ahead, key).items()
+            if user in there
+        ]
+        if len(apart) < FEWEST:
+            return ", too few people to tell"
+        interval = bootstrap_interval(apart)
+        may_be_chance = interval is None or interval[0] <= 0
+    return ", which may be chance" if may_be_chance else ""
 
 
 def _spread(values: list[str]) -> str:
