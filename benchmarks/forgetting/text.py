@@ -20,13 +20,13 @@ from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import report
 from fronts import tracks_of
 from recipes import RECIPES
 from run import RESULTS, finalists
 from text_cells import PEOPLE_TASKS, TextCell, Texts, result_of
 
 import grid
-import report
 
 TUNING_SEED = 100
 SEEDS = (0, 1, 2)
