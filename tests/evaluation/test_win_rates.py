@@ -58,7 +58,8 @@ def population(
     return made
 
 
-def test_length_is_taken_out_and_taste_is_not() -> None:
+def test_length_is_taken_out_and_taste_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pluralign.evaluation.win_rates.RESAMPLES", 200)
     long_winded = win_rates(population(0.0, 1.5)).everybody
     assert long_winded["raw"] > 0.6
     assert long_winded["length_controlled"] == pytest.approx(0.5, abs=0.04)
