@@ -1,4 +1,4 @@
-"""What both sides are given: a model of random weights as a folder, and pairs of random words of exact lengths."""
+"""What both sides are given: a model of random weights as a folder, and pairs of random words of known lengths."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Pairs:
-    """A table of pairs, whose lengths are exact in tokens.
+    """A table of pairs, whose lengths are exact in tokens, or ragged.
 
     Attributes:
         number: pairs of a person.
@@ -44,6 +44,7 @@ class Pairs:
         response: tokens of each response, with the end-of-sequence token.
         people: users in the table; each has `number` pairs of their own.
         base: also a response of the base, of the same length (the third branch).
+        ragged: every text has a length of its own, drawn evenly from an eighth of that to all of it.
     """
 
     number: int
@@ -51,6 +52,7 @@ class Pairs:
     response: int
     people: int = 1
     base: bool = False
+    ragged: bool = False
 
 
 def model_folder(shape: Shape, work: Path) -> Path:
@@ -87,7 +89,8 @@ def model_folder(shape: Shape, work: Path) -> Path:
 
 def table(pairs: Pairs, shape: Shape, work: Path) -> Path:
     """A JSONL file of the pairs, made where it is not there yet; a word is a token."""
-    name = f"{pairs.people}x{pairs.number}-{pairs.prompt}+{pairs.response}-{shape.vocabulary}{'-base' * pairs.base}"
+    kind = "-base" * pairs.base + "-ragged" * pairs.ragged
+    name = f"{pairs.people}x{pairs.number}-{pairs.prompt}+{pairs.response}-{shape.vocabulary}{kind}"
     path = work / "tables" / f"{name}.jsonl"
     if path.exists():
         return path
@@ -96,12 +99,15 @@ def table(pairs: Pairs, shape: Shape, work: Path) -> Path:
     def words(number: int) -> str:
         return " ".join(f"w{draw.randrange(shape.vocabulary - 2)}" for _ in range(number))
 
+    def length(most: int) -> int:
+        return draw.randint(max(2, most // 8), most) if pairs.ragged else most
+
     lines = []
     for number in range(pairs.people * pairs.number):
-        row: dict[str, Any] = {"user": f"person-{number // pairs.number}", "prompt": words(pairs.prompt)}
+        row: dict[str, Any] = {"user": f"person-{number // pairs.number}", "prompt": words(length(pairs.prompt))}
         for branch in ("chosen", "rejected", *(["base"] * pairs.base)):
             # The space parts the prompt's last word from the response's first where they are joined as text.
-            row[branch] = " " + words(pairs.response - 1)
+            row[branch] = " " + words(length(pairs.response) - 1)
         lines.append(json.dumps(row) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(lines), encoding="utf-8")

@@ -103,6 +103,8 @@ IN_MEMORY = Side("trl", precomputed=False)
 PRECOMPUTED, BEST = ("trl", "trl_eager"), ("trl", "trl_eager", "trl_in_memory")
 QUICK = {"trl_onednn": Side("trl", attention="eager", quick_matmul=True)}
 SHORT, LONG = Pairs(32, 73, 73), Pairs(32, 291, 73, base=True)
+RAGGED = Pairs(104, 73, 73, ragged=True)
+"""Prompts of 9 to 73 tokens, responses of as many; no pair comes twice."""
 BANK = {
     "ours": Side("ours", engine="bank"),
     "ours_one_by_one": Side("ours", engine="trainer"),
@@ -168,6 +170,19 @@ WORKLOADS = (
         rank=8,
         tolerance=1e-2,
         repeats=10,
+    ),
+    Workload(
+        "ragged-bf16",
+        "steps",
+        RAGGED,
+        {"ours": OURS, **TRL, "trl_in_memory": IN_MEMORY},
+        (
+            Claim("DPO, ragged short texts, bf16, against TRL with precomputed references", PRECOMPUTED),
+            Claim("DPO, ragged short texts, bf16, against TRL's default, the reference in memory", ("trl_in_memory",)),
+        ),
+        bf16=True,
+        tolerance=1e-2,
+        repeats=24,
     ),
     Workload(
         "memory",
