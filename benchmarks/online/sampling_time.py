@@ -33,7 +33,9 @@ def main() -> None:
     import grid
 
     cells = [measured(arguments.threads, size, ends=ends) for size in arguments.batch_size for ends in (True, False)]
-    grid.write(RESULTS, cells, command="python benchmarks/online/sampling_time.py", **_workload())
+    sizes = " ".join(map(str, arguments.batch_size))
+    options = f"--threads {arguments.threads} --batch_size {sizes}"
+    grid.write(RESULTS, cells, command=f"python benchmarks/online/sampling_time.py {options}", **_workload())
 
 
 def _workload() -> dict[str, Any]:
