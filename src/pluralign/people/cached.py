@@ -8,8 +8,10 @@ from itertools import combinations
 
 from pluralign.config import TrainConfig
 from pluralign.errors import InputError
+from pluralign.evaluation.text_quality import spoken
 from pluralign.models import Encoder
 from pluralign.models.cache import Cache
+from pluralign.models.generation import Generated
 from pluralign.models.given_models import model_encoder
 from pluralign.models.given_references import find_references
 from pluralign.models.references import content_key
@@ -94,7 +96,7 @@ def own_keys(
     pairs = {(prompt, text_key(text)) for prompt, row in theirs for text in row.responses.values()}
     keys: set[str] = set()
     stay: set[tuple[str, ...]] = {(prompt,) for prompt in shared}
-    answered = cache.find("base_responses", {key for row in rows for key in _prompt_keys(row, encoder)})
+    answered = cache.find("base_responses", {key for row in rows for key in _prompts(row, encoder)})
     for row in rows:
         prompt = text_key(row.prompt)
         own = {name for name, text in row.responses.items() if (prompt, text_key(text)) not in pairs}
@@ -102,17 +104,20 @@ def own_keys(
         keys |= _response_keys(row, own, encoder)
         if prompt in shared:
             continue
-        asked = _prompt_keys(row, encoder)
-        keys |= asked
-        for said in (value for key in asked for value in answered.get(key, ())):
-            # As rows are anchored: what is scored is the response's text, tokenized like any other.
-            full = replace(row, base=said["text"], base_finished=said["finished"] or not said["text"])
-            keys |= _response_keys(full, {*own, "base"}, encoder)
+        for key, prompt_ids in _prompts(row, encoder).items():
+            keys.add(key)
+            for said in (Generated(**value) for value in answered.get(key, ())):
+                # As rows are anchored: what is scored is the response's text, tokenized like any other.
+                full = replace(row, base=said.text, base_finished=said.finished or not said.text)
+                keys |= _response_keys(full, {*own, "base"}, encoder)
+                # As evaluations score it: the tokens that were drawn.
+                keys.add(content_key(prompt_ids, spoken(said)))
     return keys, len(stay)
 
 
-def _prompt_keys(row: Preference, encoder: Encoder) -> set[str]:
-    return {content_key(prompt) for prompt, _ in _encodings(row, encoder)}
+def _prompts(row: Preference, encoder: Encoder) -> dict[str, list[int]]:
+    """Key -> the prompt's tokens, as every stage may have encoded it."""
+    return {content_key(prompt): prompt for prompt, _ in _encodings(row, encoder)}
 
 
 def _response_keys(row: Preference, names: set[str], encoder: Encoder) -> set[str]:
