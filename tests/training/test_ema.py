@@ -121,7 +121,11 @@ def test_its_forward_is_that_of_a_policy_with_its_values(how: str, make_base: Ca
         # Within the one autocast that surrounds both forwards of a step.
         found = reference.forward(batch())
         own = branch_logps(policy, batch())
-        assert same(found, logps(twin))
+        # The head of all weights is trained, and its blocks are other ones than a frozen head's: to rounding.
+        if how.startswith("full"):
+            torch.testing.assert_close(found, logps(twin), rtol=1e-6, atol=1e-5)
+        else:
+            assert same(found, logps(twin))
         margin = (own["chosen"] - own["rejected"]) - (found["chosen"] - found["rejected"])
         sigmoid_loss(margin, beta=0.1).mean().backward()
     assert not any(value.requires_grad for value in found.values())

@@ -58,7 +58,8 @@ class Weighting:
         self._numbers = {name: number for number, name in enumerate(self.names)}
         self._sizes = torch.tensor([max(size, 1) for size in sizes.values()], dtype=torch.float64)
         self._factors = [1.0] * len(self.names)
-        if groups.by == "importance":
+        # Whoever has no rows yet (an online run samples them) has no groups.
+        if groups.by == "importance" and self.names:
             shares = importance_weights(self._sizes)
             self._factors = (shares * self._sizes.sum() / (shares * self._sizes).sum()).tolist()
         self.ascent = GroupAscent(groups, self.names, self._sizes) if groups.by == "worst" else None
