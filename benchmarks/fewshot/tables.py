@@ -80,7 +80,8 @@ def annotators(data: Path) -> Answers:
     found = Answers(name="pandalm")
     rows = json.loads((data / "pandalm" / "testset-v1.json").read_text(encoding="utf-8"))
     for row in rows[:COMPARISONS]:
-        texts = (row["response1"], row["response2"])
+        # Some responses were published as what they look like: true, or a number.
+        texts = (str(row["response1"]), str(row["response2"]))
         if len(set(texts)) != 2:
             continue
         question = Question(f"{row['instruction']}\n{row['input']}".strip(), texts)

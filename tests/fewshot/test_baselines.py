@@ -35,6 +35,16 @@ def test_a_mixture_of_groups_is_found_again(seed: int) -> None:
         np.testing.assert_allclose(shares, truth[number], atol=1e-3)
 
 
+def test_a_mixture_of_many_groups_is_that_of_the_few_they_are_copies_of() -> None:
+    answers, points, draw = population(3)
+    copies = Answers(answers.questions)
+    copies.groups = {f"{name} again {n}": own for n in range(30) for name, own in answers.groups.items()}
+    context = {number: draw.dirichlet(np.ones(len(answers.questions[number].options))) for number in range(6)}
+    few, many = (TrainingGroups.of(some, points).mixture(context, range(6, 12)) for some in (answers, copies))
+    for one, other in zip(few, many, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-8)
+
+
 def test_the_nearest_group_is_itself() -> None:
     answers, points, _ = population(1)
     table = TrainingGroups.of(answers, points)

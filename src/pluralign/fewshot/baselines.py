@@ -98,8 +98,8 @@ class TrainingGroups:
         found: list[Shares | None] = []
         for number in targets:
             part = self._part(number)
-            there = [row for row in order if not np.isnan(part[row, 0])]
-            found.append(part[there[0]] if there else None)
+            there = order[~np.isnan(part[order, 0])]
+            found.append(part[there[0]] if len(there) else None)
         return found
 
     def mixture(self, context: Context, targets: Sequence[int], *, steps: int = 500) -> list[Shares | None]:
@@ -216,12 +216,16 @@ def _convex(read: np.ndarray, said: np.ndarray, steps: int) -> np.ndarray:
 
     Accelerated projected gradients (Beck and Teboulle 2009).
     """
-    gram, target = read @ read.T, read @ said
+    few = len(read) <= read.shape[1]
+    # By the smaller of the two products: many groups are never multiplied with each other.
+    gram = read @ read.T if few else read.T @ read
     rate = 1 / max(float(np.linalg.eigvalsh(gram)[-1]), 1e-12)
+    target = read @ said
     weights = ahead = np.full(len(read), 1 / len(read))
     pace = 1.0
     for _ in range(steps):
-        before, weights = weights, _on_simplex(ahead - rate * (gram @ ahead - target))
+        slope = (gram @ ahead if few else read @ (ahead @ read)) - target
+        before, weights = weights, _on_simplex(ahead - rate * slope)
         faster = (1 + np.sqrt(1 + 4 * pace**2)) / 2
         ahead = weights + (pace - 1) / faster * (weights - before)
         pace = faster
