@@ -215,6 +215,16 @@ def test_a_choice_takes_a_taste_and_answers(run, keys, named):
         answers.answer_prompts(GenerateConfig(run=run().output_dir, prompts=["Hello?"], **keys))
 
 
+def test_what_a_person_answered_is_not_predicted(taste):
+    annotator = Annotator.of_files(taste["taste"], taste["answers"])
+    answered = json.loads(Path(taste["answers"]).read_text().splitlines()[0])
+    prompt, took, left = (answered[name] for name in ("prompt", "chosen", "rejected"))
+    found = annotator.shares([prompt] * 3, [[took, left], [left, took], [left, took, left]])
+    assert found == [[1, 0], [0, 1], [0, 1, 0]]
+    # With another option it is another question.
+    assert 0 < annotator.shares([prompt], [[took, left, "other"]])[0][0] < 1
+
+
 def test_a_taste_is_of_one_person(run, taste):
     keys = taste | {"answers": taste["answers"].replace("mine", "others")}
     with pytest.raises(InputError, match="there are answers of 5: 'u0', 'u1'"):

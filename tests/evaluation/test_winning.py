@@ -22,7 +22,7 @@ import yaml
 
 import pluralign
 from pluralign.annotation import AnnotatorConfig, EndpointConfig
-from pluralign.annotators import AnnotatorError, Request, Verdict
+from pluralign.annotators import AnnotatorError, Request, Verdict, annotator_of
 from pluralign.cli import main
 from pluralign.config import DataConfig, GenerationConfig, TrainConfig
 from pluralign.errors import InputError
@@ -313,6 +313,54 @@ def test_a_judge_behind_http_that_likes_a_place_decides_nothing(make_run: Any, s
     assert len(asked) == 2 * found["flipped"] and found["annotator"]["name"] == "endpoint judge"
     # Kept by the endpoint's annotator, too.
     assert (winrate(replace(config, ask_again=True)).win_rate or {}) == found and len(asked) == 2 * found["flipped"]
+
+
+def _taught_pairs(path: Path) -> str:
+    """Ann and ben on other prompts than the run's: either likes the other's second choice."""
+    pairs = {f"why {number}?": ("a b " + "c " * (number % 4), "d" * (number % 5 + 1)) for number in range(12)}
+    rows = [
+        {"user": user, "prompt": prompt, "chosen": pair[place], "rejected": pair[1 - place]}
+        for place, user in enumerate(USERS[:2])
+        for prompt, pair in pairs.items()
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["reward", "taste"])
+def test_reward_models_and_tastes_that_were_made_here_judge(
+    make_run: Any, judge: Judge, tmp_path: Path, kind: str
+) -> None:
+    run, model = make_run("run"), str(tmp_path / kind)
+    table = _taught_pairs(tmp_path / "taught.jsonl")
+    if kind == "reward":
+        made = ["reward", "train", "--model", str(tmp_path / "base"), "--data", table, "--trunk", "frozen"]
+        assert main([*made, "--device", "cpu", "--output_dir", model]) == 0
+        keys = {"reward": model}
+    else:
+        assert main(["fewshot", "fit", table, "--output", f"{model}.safetensors"]) == 0
+        keys = {"taste": f"{model}.safetensors", "answers": table}
+    # Whoever is asked of the same answers shows what they are.
+    winrate(asked_of(run))
+    said = annotator_of(AnnotatorConfig(**keys), TrainConfig(device="cpu")).annotate(judge.asked)
+    first = {
+        one.row: 0.5 if verdict.tie else float(verdict.scores[0] > verdict.scores[1])
+        for one, verdict in zip(judge.asked, said, strict=True)
+        if verdict.scores
+    }
+    flags = [word for key, value in keys.items() for word in (f"--annotator.{key}", value)]
+    # cem could not be trained.
+    assert main(["winrate", str(run), *flags, "--device", "cpu"]) == 1
+    found = read_evaluation(run / "winrate" / "base.json")
+    for person in USERS[:2]:
+        rate = found.people[person]["win_rate"]
+        own = {one.row[:-2] for one in judge.asked if one.user == person}
+        scores = [(first[f"{row}-1"] + 1 - first[f"{row}-2"]) / 2 for row in own]
+        same = rate["n"] - len(own)
+        assert rate["raw"] == pytest.approx((sum(scores) + same / 2) / rate["n"]) and len(own) > 2
+    assert 0 < sum(first.values()) < len(first) and found.win_rate
+    assert found.win_rate["annotator"]["name"].startswith(kind) and found.win_rate["annotator"]["files"]
 
 
 def test_a_policy_that_cannot_be_loaded_costs_nobody_else(make_run: Any, judge: Judge) -> None:

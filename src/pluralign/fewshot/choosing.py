@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,8 @@ class Annotator:
     def shares(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> list[list[float]]:
         """How likely the person takes each response, of those to one prompt.
 
+        Where they answered just that question, it is what they said; else it is predicted.
+
         Args:
             prompts: any.
             responses: to each prompt at least one; equal ones share what is theirs.
@@ -53,15 +55,25 @@ class Annotator:
         """
         distinct = [tuple(dict.fromkeys(some)) for some in responses]
         questions = [Question(plain_text(prompt), some) for prompt, some in zip(prompts, distinct, strict=True)]
-        asked = [question for question in dict.fromkeys(questions) if len(question.options) > 1]
-        said = self.predictor.predict(self.answers, asked, cache_dir=self.cache_dir) if asked else []
-        known = {one.question: one.shares for one in said}
-        found = []
-        for question, some in zip(questions, responses, strict=True):
-            shares = dict(zip(question.options, known.get(question, [1.0]), strict=True))
-            found.append([float(shares[text]) / some.count(text) for text in some])
-        return found
+        known = self._said() | {_asked(one): {one.options[0]: 1.0} for one in questions if len(one.options) == 1}
+        open_ones = [question for question in dict.fromkeys(questions) if _asked(question) not in known]
+        predicted = self.predictor.predict(self.answers, open_ones, cache_dir=self.cache_dir) if open_ones else []
+        known |= {_asked(one.question): dict(zip(one.question.options, one.shares, strict=True)) for one in predicted}
+        return [
+            [float(known[_asked(question)][text]) / some.count(text) for text in some]
+            for question, some in zip(questions, responses, strict=True)
+        ]
+
+    def _said(self) -> dict[tuple[str, frozenset[str]], Mapping[str, float]]:
+        """What the person answered: share of each option."""
+        answered = [(self.answers.questions[number], shares) for _, number, shares in self.answers]
+        return {_asked(one): dict(zip(one.options, shares, strict=True)) for one, shares in answered}
 
     def best(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> list[int]:
         """Number of the response that the person would take, for every prompt; of equal ones the first."""
         return [max(range(len(some)), key=some.__getitem__) for some in self.shares(prompts, responses)]
+
+
+def _asked(question: Question) -> tuple[str, frozenset[str]]:
+    """A question in whatever order its options stand."""
+    return question.text, frozenset(question.options)
