@@ -193,10 +193,17 @@ def test_the_question_worth_most_is_the_one_that_tells_most_of_the_others() -> N
 
 def test_intervals_of_a_kind_that_nobody_told_of_are_the_other_kinds() -> None:
     one = Predicted(np.array([0.6, 0.4]), np.array([0.1, 0.1]))
-    low, high = Calibration({NEW: {5: {0.8: 2.0}}}).interval(one, KNOWN, 0.8, 3)
+    low, high = Calibration({NEW: {5: {0.8: 2.0}}}, {NEW: 1.0}).interval(one, KNOWN, 0.8, 3)
     np.testing.assert_allclose([low, high], [[0.4, 0.2], [0.8, 0.6]])
 
 
+def sample(kind: str, read: int, errors: np.ndarray, share: float = 0.5, deviation: float = 0.01) -> Sample:
+    """Errors in hundredths."""
+    shares = np.full(len(errors), share)
+    return Sample(kind, read, Predicted(shares, np.full(len(errors), deviation)), shares + 0.01 * errors)
+
+
+@settings(max_examples=15, deadline=None)
 @given(st.integers(1, 60), st.sampled_from([KNOWN, NEW]), st.integers(0, 2**32 - 1))
 def test_intervals_hold_their_share_after_few_answers_and_after_many(read: int, kind: str, seed: int) -> None:
     # Errors grow with what was read, and with the kind; what is promised does not.
@@ -204,26 +211,40 @@ def test_intervals_hold_their_share_after_few_answers_and_after_many(read: int, 
 
     def samples(count: int, sizes: list[int]) -> list[Sample]:
         return [
-            Sample(one, size, np.abs(draw.normal(size=2)) * (1 + np.log2(size)) * (2 if one == NEW else 1))
+            sample(one, size, draw.normal(size=2) * (1 + np.log2(size)) * (2 if one == NEW else 1))
             for one in (KNOWN, NEW)
             for size in sizes
             for _ in range(count)
         ]
 
-    calibration = calibrated(samples(400, [1, 2, 4, 8, 16, 32, 64]))
-    told = [one for one in samples(2000, [read]) if one.kind == kind]
+    calibration = calibrated(samples(300, [1, 2, 4, 8, 16, 32, 64]))
+    told = np.array([one.said for one in samples(800, [read]) if one.kind == kind])
     shares, deviation = np.array([0.5, 0.5]), np.full(2, 0.01)
     low, high = calibration.interval(Predicted(shares, deviation), kind, 0.8, read)
-    inside = np.mean([one.ratios * 0.01 <= (high - low) / 2 for one in told])
-    assert 0.74 < inside < 0.86
+    assert 0.74 < np.mean((low <= told) & (told <= high)) < 0.86
+
+
+@pytest.mark.parametrize("follows", ["the posterior", "the share"])
+def test_intervals_have_the_shape_that_is_narrowest(follows: str) -> None:
+    draw = np.random.default_rng(0)
+    samples = []
+    for _ in range(300):
+        share, deviation = draw.uniform(0.02, 0.5), draw.uniform(0.01, 0.05)
+        size = deviation if follows == "the posterior" else 0.1 * np.sqrt(share * (1 - share))
+        samples.append(sample(NEW, 5, 100 * size * draw.normal(size=4), share, deviation))
+    found = calibrated(samples)
+    assert found.shapes[NEW] > 0.6 if follows == "the posterior" else found.shapes[NEW] < 0.4
+    one, other = (Predicted(np.full(1, share), np.full(1, 0.02)) for share in (0.1, 0.4))
+    narrow, wide = (np.ptp(found.interval(one, NEW, 0.5, 5)) for one in (one, other))
+    assert wide > 1.2 * narrow if follows == "the share" else wide < 1.2 * narrow
 
 
 def test_few_samples_are_taken_together() -> None:
     def some(kind: str, read: int, value: float, count: int) -> list[Sample]:
-        return [Sample(kind, read, np.array([value])) for _ in range(count)]
+        return [sample(kind, read, np.array([value]))] * count
 
     found = calibrated(
         [*some(KNOWN, 5, 9.0, 3), *some(NEW, 5, 1.0, 150), *some(NEW, 20, 2.0, 150), *some(NEW, 40, 2.0, 7)]
     )
-    assert found.factors[KNOWN][5][0.8] == 1.0, "three samples do not tell how sure one is"
-    assert list(found.factors[NEW]) == [5, 21] and found.factors[NEW][21][0.95] == 2.0
+    assert found.factors[KNOWN][5][0.8] == pytest.approx(1.0), "three samples do not tell how sure one is"
+    assert list(found.factors[NEW]) == [5, 21] and found.factors[NEW][21][0.95] == pytest.approx(2.0)

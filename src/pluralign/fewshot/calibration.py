@@ -1,7 +1,8 @@
-"""How wide intervals are: as many standard deviations as held a share of the answers of training groups kept apart.
+"""How wide intervals are: as wide as held a share of the answers of training groups kept apart.
 
 A posterior of a closed form is too sure or not sure enough, and not alike after few answers and after many: the factors
-go by kind of question and by the number of answers that were read.
+go by kind of question and by the number of answers that were read. It is also too unsure of shares near a half, beside
+those near 0 and 1, so that how intervals are shaped is chosen, too.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -18,21 +20,27 @@ from pluralign.fewshot.taste import Predicted
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 ENOUGH = 100
 """Answers that a factor is told from, at least, where there are as many."""
-_LEAST_DEVIATION = 1e-3
+SHAPES = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""What an interval's shape may be: how much of it is the posterior's, and not the share's own."""
+SHAPED_AT = 0.8
+"""The level whose intervals the shape makes as narrow as can be."""
+_LEAST_DEVIATION, _LEAST_OWN = 1e-3, 0.02
 
 Factors = Mapping[int, Mapping[float, float]]
-"""Answers read -> level -> how many standard deviations hold that share."""
+"""Answers read -> level -> how many scales hold that share."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How many standard deviations hold a share of what was answered.
+    """How wide an interval is.
 
     Attributes:
         factors: kind of question (`known` to the training groups, or `new`) -> factors.
+        shapes: kind of question -> its shape, in [0, 1].
     """
 
     factors: Mapping[str, Factors]
+    shapes: Mapping[str, float]
 
     def interval(self, predicted: Predicted, kind: str, level: float, read: int) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper ends, `[options]` each, within [0, 1].
@@ -47,11 +55,30 @@ class Calibration:
             level: one of `LEVELS`.
             read: answers that it was predicted from.
         """
-        factors = self.factors.get(kind) or next(iter(self.factors.values()))
+        told = kind if kind in self.factors else next(iter(self.factors))
+        factors = self.factors[told]
         sizes = [math.log(size) for size in factors]
         factor = np.interp(math.log(max(read, 1)), sizes, [by_level[level] for by_level in factors.values()])
-        width = factor * np.maximum(predicted.deviations, _LEAST_DEVIATION)
-        return np.clip(predicted.shares - width, 0, 1), np.clip(predicted.shares + width, 0, 1)
+        return _ends(predicted.shares, factor * scale(predicted.shares, predicted.deviations, self.shapes[told]))
+
+
+def scale(shares: Shares, deviations: np.ndarray, shape: float) -> np.ndarray:
+    """How wide intervals of shares are beside each other, `[options]`.
+
+    The posterior's standard deviations to the power of the shape, times those of a binary answer, the root of
+    p (1 - p), to the power of the rest.
+
+    Args:
+        shares: predicted, `[options]`.
+        deviations: of the posterior, `[options]`.
+        shape: in [0, 1].
+    """
+    own = np.sqrt(np.maximum(shares * (1 - shares), 0.0)) + _LEAST_OWN
+    return np.asarray(np.maximum(deviations, _LEAST_DEVIATION) ** shape * own ** (1 - shape))
+
+
+def _ends(shares: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.clip(shares - width, 0, 1), np.clip(shares + width, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -61,37 +88,69 @@ class Sample:
     Attributes:
         kind: of question.
         read: answers that it was predicted from, at least 1.
-        ratios: float `[options]`, errors in standard deviations.
+        predicted: what was predicted.
+        said: float `[options]`, what was answered.
     """
 
     kind: str
     read: int
-    ratios: np.ndarray
-
-    @classmethod
-    def of(cls, kind: str, read: int, predicted: Predicted, said: Shares) -> Sample:
-        """From what was predicted and what was said."""
-        return cls(kind, read, np.abs(predicted.shares - said) / np.maximum(predicted.deviations, _LEAST_DEVIATION))
+    predicted: Predicted
+    said: Shares
 
 
 def calibrated(samples: Sequence[Sample]) -> Calibration:
-    """The factors that hold for training groups kept apart.
+    """The factors that hold for training groups kept apart, and the shape with which intervals are narrowest.
 
     Args:
         samples: any number, at least one. A kind with fewer than `ENOUGH` is told from all samples.
     """
     kinds = {kind: [one for one in samples if one.kind == kind] for kind in dict.fromkeys(s.kind for s in samples)}
-    return Calibration({kind: _factors(own if len(own) >= ENOUGH else list(samples)) for kind, own in kinds.items()})
+    told = {kind: own if len(own) >= ENOUGH else list(samples) for kind, own in kinds.items()}
+    parts = {kind: [_Part.of(some) for some in _by_size(own)] for kind, own in told.items()}
+    shapes = {kind: min(SHAPES, key=partial(_width, own)) for kind, own in parts.items()}
+    return Calibration({kind: _factors(own, shapes[kind]) for kind, own in parts.items()}, shapes)
 
 
-def _factors(samples: Sequence[Sample]) -> Factors:
+@dataclass(frozen=True)
+class _Part:
+    """Samples after about the same number of answers, float `[options of all]` each.
+
+    Attributes:
+        read: the geometric mean of these numbers.
+        shares: predicted.
+        deviations: of the posterior.
+        errors: how far off the shares are.
+    """
+
+    read: int
+    shares: np.ndarray
+    deviations: np.ndarray
+    errors: np.ndarray
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> _Part:
+        shares = np.concatenate([one.predicted.shares for one in samples])
+        errors = np.abs(shares - np.concatenate([one.said for one in samples]))
+        read = round(math.exp(np.mean([math.log(one.read) for one in samples])))
+        return cls(read, shares, np.concatenate([one.predicted.deviations for one in samples]), errors)
+
+
+def _factors(parts: Sequence[_Part], shape: float) -> Factors:
     found = {}
-    for part in _by_size(samples):
-        # Sizes of a part differ: a factor stands at their geometric mean.
-        size = round(math.exp(np.mean([math.log(one.read) for one in part])))
-        values = np.quantile(np.concatenate([one.ratios for one in part]), LEVELS)
-        found[size] = dict(zip(LEVELS, map(float, values), strict=True))
+    for part in parts:
+        values = np.quantile(part.errors / scale(part.shares, part.deviations, shape), LEVELS)
+        found[part.read] = dict(zip(LEVELS, map(float, values), strict=True))
     return found
+
+
+def _width(parts: Sequence[_Part], shape: float) -> float:
+    """Mean width of the intervals that just hold their share."""
+    widths = []
+    for part in parts:
+        scales = scale(part.shares, part.deviations, shape)
+        low, high = _ends(part.shares, float(np.quantile(part.errors / scales, SHAPED_AT)) * scales)
+        widths.append(high - low)
+    return float(np.concatenate(widths).mean())
 
 
 def _by_size(samples: Sequence[Sample]) -> Iterable[list[Sample]]:

@@ -184,4 +184,4 @@ def _samples(one: Round, kind: str, taste: Taste) -> Iterator[Sample]:
         if targets := trial.targets.get(kind):
             reading = view.read(trial.context)
             for said, predicted in zip(targets.values(), reading.predict(list(targets)), strict=True):
-                yield Sample.of(kind, reading.read, predicted, said)
+                yield Sample(kind, reading.read, predicted, said)

@@ -21,7 +21,7 @@ from pluralign.fewshot.predictor import Predictor
 from pluralign.fewshot.taste import Known, Scales, Taste
 from pluralign.storage import staged_file
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _HEAD = "pluralign"
 _FIX = "It is a file that `pluralign fewshot fit` wrote."
 _DIGEST = 32
@@ -41,8 +41,8 @@ def save_predictor(predictor: Predictor, path: str | Path) -> None:
     fitted = predictor.fitted
     if isinstance(fitted, Fitted):
         arrays, kinds = _tastes_arrays(fitted.tastes, sorted(predictor.seen))
-        factors = fitted.calibration.factors if fitted.calibration else None
-        head |= {"predictor": "taste", "tastes": kinds, "factors": factors}
+        intervals = asdict(fitted.calibration) if fitted.calibration else None
+        head |= {"predictor": "taste", "tastes": kinds, "intervals": intervals}
         # JSON has no NaN.
         head["alignment"] = None if np.isnan(fitted.alignment) else fitted.alignment
     else:
@@ -105,7 +105,7 @@ def _taste_arrays(taste: Taste, seen: list[str]) -> dict[str, np.ndarray]:
 
 def _fitted(head: Mapping[str, Any], arrays: Mapping[str, np.ndarray], seen: list[str]) -> Fitted:
     tastes = {kind: _taste(kind, one, arrays, seen) for kind, one in head["tastes"].items()}
-    calibration = None if head["factors"] is None else _calibration(head["factors"])
+    calibration = None if head["intervals"] is None else _calibration(**head["intervals"])
     alignment = float("nan") if head["alignment"] is None else head["alignment"]
     return Fitted(Tastes(tastes[KNOWN], tastes.get(NEW, tastes[KNOWN])), calibration, alignment)
 
@@ -122,14 +122,13 @@ def _taste(kind: str, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray],
     return Taste(Scales(**head["scales"]), known, *weights, sharpness)
 
 
-def _calibration(factors: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Calibration:
+def _calibration(factors: Mapping[str, Mapping[str, Mapping[str, float]]], shapes: Mapping[str, float]) -> Calibration:
     # Keys of JSON are text.
-    return Calibration(
-        {
-            kind: {int(size): {float(level): one for level, one in some.items()} for size, some in by_size.items()}
-            for kind, by_size in factors.items()
-        }
-    )
+    numbered = {
+        kind: {int(size): {float(level): one for level, one in some.items()} for size, some in by_size.items()}
+        for kind, by_size in factors.items()
+    }
+    return Calibration(numbered, shapes)
 
 
 def _module(head: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Any:
