@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pluralign.config import EvaluateConfig, TrainConfig
+from pluralign.config import EvaluateConfig, FewshotFitConfig, TrainConfig
 from pluralign.errors import InputError
 from pluralign.online_config import OnlineConfig
 from pluralign.resolve import PRESETS, as_yaml, parse, preset, resolve
 
 PRESET_NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def kind_of(name):
+    """The configuration that a preset is for."""
+    values = preset(name)
+    return FewshotFitConfig if "predictor" in values else OnlineConfig if "pairs" in values else TrainConfig
 
 
 def test_three_ways_to_say_the_same(tmp_path):
@@ -39,8 +45,9 @@ def test_preset_below_file_below_arguments(tmp_path):
 
 @pytest.mark.parametrize("name", PRESET_NAMES)
 def test_a_resolved_configuration_reads_back_as_itself(name, tmp_path):
-    kind = OnlineConfig if "pairs" in preset(name) else TrainConfig
-    config = resolve(kind, {"method": name, "training": {"extra_arguments": {"optim": "sgd"}}})
+    kind = kind_of(name)
+    own = {} if kind is FewshotFitConfig else {"training": {"extra_arguments": {"optim": "sgd"}}}
+    config = resolve(kind, {"method": name, **own})
     file = tmp_path / "config.yaml"
     file.write_text(as_yaml(config) + "made_with:\n  torch: '1'\n")
     assert resolve(kind, file) == config
@@ -54,7 +61,7 @@ def test_every_key_of_a_preset_carries_a_comment(name):
     leaves = [line for line in text.splitlines() if ":" in line and not line.strip().startswith("#")]
     groups = [line for line in leaves if line.rstrip().endswith(":")]
     commented = [line for line in leaves if "#" in line]
-    defaults = asdict(OnlineConfig() if "pairs" in preset(name) else TrainConfig())
+    defaults = asdict(kind_of(name)())
     assert set(preset(name)) <= set(defaults)
     assert commented and len(commented) >= (len(leaves) - len(groups)) / 2
 
@@ -65,6 +72,24 @@ def test_presets_are_the_methods():
     assert resolve(TrainConfig, {"method": "ipo"}).loss.length_average
     assert resolve(TrainConfig, {"method": "bapo"}).anchor.base.weight > 0
     assert resolve(TrainConfig, {"method": "dpo"}).anchor == TrainConfig().anchor
+
+
+def test_the_few_shot_module_as_published():
+    given = {"method": "gpo", "data": "answers.jsonl", "module": {"steps": 40}}
+    config = resolve(FewshotFitConfig, given)
+    assert (config.predictor, config.embeddings.pooling, config.module.loss) == ("gpo", "all", "gaussian_nll")
+    assert config.module.steps == 40 and config.data == "answers.jsonl"
+    arguments = ["--method", "gpo", "--data", "answers.jsonl", "--module.steps", "40"]
+    assert parse(FewshotFitConfig, arguments, prog="pluralign fewshot fit") == config
+    assert resolve(FewshotFitConfig, {}).predictor == "taste"
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "named"), [(TrainConfig, "gpo", "`pluralign fewshot fit`"), (FewshotFitConfig, "dpo", "train`")]
+)
+def test_a_method_of_another_command_says_whose_it_is(kind, method, named):
+    with pytest.raises(InputError, match=f"method {method}.*It is for .*{named}"):
+        resolve(kind, {"method": method})
 
 
 def test_the_page_of_bapo_writes_its_preset_out():

@@ -306,6 +306,8 @@ class FewshotConfig:
 class FewshotFitConfig(FewshotConfig):
     """`pluralign fewshot fit`: a predictor of whole answers from a few, learned of some groups."""
 
+    method: str | None = None
+    """A preset: `gpo`, the module as published but for its steps; or a YAML file. Keys beside it override it."""
     predictor: Literal["taste", "gpo"] = "taste"
     """The closed form, or the published module."""
     output: str = "predictor.safetensors"

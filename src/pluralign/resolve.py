@@ -152,12 +152,16 @@ def _parser(cls: type[Any], *, prog: str, method: str | None) -> Any:
     parser.add_argument("--config", metavar="FILE", help="A YAML file with any of the keys below; may be given again.")
     parser.add_argument(PRINT_CONFIG, action="store_true", help="Print all keys with their values as YAML, and stop.")
     parser.add_class_arguments(cls, None, as_group=False)
-    # Commands that train have a method; the demo hands its own on.
-    if "method" in (leaves := _leaves(cls)) and "loss.type" in leaves:
+    # Commands that train or fit have a method; the demo hands its own on.
+    if "method" in (leaves := _leaves(cls)) and leaves.keys() & {"loss.type", "predictor"} and (method or cls.method):
         method = str(method or cls.method)
         values = preset(method)
         if "pairs" in values and "pairs.phases" not in leaves:
             raise InputError(f"method {method} samples its pairs", fix="It is for `pluralign online`.")
+        if "predictor" in values and "predictor" not in leaves:
+            raise InputError(f"method {method} predicts answers", fix="It is for `pluralign fewshot fit`.")
+        if "predictor" in leaves and "loss" in values:
+            raise InputError(f"method {method} trains adapters", fix="It is for `pluralign train`.")
         _set_defaults(cls, parser, values, where=f"method {method}")
     return parser
 
