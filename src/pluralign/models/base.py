@@ -21,6 +21,7 @@ from pluralign.config import ModelConfig
 from pluralign.errors import InputError
 from pluralign.models.attention import BLOCKED
 from pluralign.models.cache import default_folder
+from pluralign.models.elementwise import quicken
 from pluralign.models.fingerprint import folder_fingerprint, model_fingerprint, tokenizer_fingerprint
 from pluralign.models.masks import attention_kernel
 from pluralign.models.matmul import warn_of_slow_bfloat16
@@ -233,6 +234,8 @@ def _load_model(folder: Path, config: ModelConfig, device: torch.device) -> Any:
         warn_of_slow_bfloat16(device)
     if device.type == "cpu" and not config.attn_implementation and attention_kernel(model) == "sdpa":
         model.set_attn_implementation(BLOCKED)
+    if device.type == "cpu":
+        quicken(model)
     return model
 
 
