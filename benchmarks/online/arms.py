@@ -44,5 +44,5 @@ ARMS: dict[str, Arm] = {
     "every step": Arm("every_step", BEHAVIOR),
 }
 """With one phase the policy that samples is the one that it begins with: behavior and fixed are the same."""
-LEARNING_RATES = (2e-3, 4e-3, 1e-3)
+LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 """The trials of every arm."""

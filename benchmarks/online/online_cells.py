@@ -32,30 +32,23 @@ GENERATION = {"do_sample": True, "max_new_tokens": 28, "batch_size": 256}
 
 @dataclass(frozen=True)
 class Cell:
-    """What is trained and asked; the seed is of people, their tables, questions, samples and adapters.
-
-    Attributes:
-        person: the only one who is trained; None is both. Nobody's result depends on who is trained beside them.
-    """
+    """What is trained and asked; the seed is of two people, their tables, questions, samples and adapters."""
 
     arm: str
     learning_rate: float
     seed: int
-    person: int | None = None
 
     @property
     def digest(self) -> str:
         """Of everything that decides the result but versions."""
-        own = {name: value for name, value in asdict(self).items() if value is not None}
-        what = [own, asdict(ARMS[self.arm]), setting.KINDS, setting.PAIRS, setting.BUDGET, FIRST]
+        what = [asdict(self), asdict(ARMS[self.arm]), setting.KINDS, setting.PAIRS, setting.BUDGET, FIRST]
         what += [PASSES, setting.STYLED, setting.INSIDE, setting.OUTSIDE, setting.JUDGES_PAIRS]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
     def kept(self, work: Path) -> Path:
         """Where its result lies."""
         name = self.arm.replace(" ", "_").replace(",", "")
-        person = "" if self.person is None else f"-p{self.person}"
-        return work / "cells" / f"{name}@{self.learning_rate:g}-s{self.seed}{person}-{self.digest}.json"
+        return work / "cells" / f"{name}@{self.learning_rate:g}-s{self.seed}-{self.digest}.json"
 
 
 def result_of(cell: Cell, work: Path) -> dict[str, Any]:
@@ -102,7 +95,7 @@ def _made(cell: Cell, work: Path) -> dict[str, Any]:
     arm, first = ARMS[cell.arm], _of_first(cell.seed, work)
     out = work / "runs" / cell.kept(work).stem
     shutil.rmtree(out, ignore_errors=True)
-    common = _common(cell.seed, work, cell.person)
+    common = _common(cell.seed, work)
     values = {
         **common,
         **arm.more,
@@ -118,7 +111,7 @@ def _made(cell: Cell, work: Path) -> dict[str, Any]:
     began = time.process_time()
     with _timed() as seconds:
         result = online(resolve(OnlineConfig, values), WorldJudge(setting.world()))
-    run = {"skipped": len(result.skipped), "paired": _paired(out, len(setting.people(cell.seed, cell.person)))}
+    run = {"skipped": len(result.skipped), "paired": _paired(out, len(setting.people(cell.seed)))}
     run |= {name: round(value, 2) for name, value in seconds.items()}
     found = measured(cell.seed, work, asked(cell.seed, work, out), first)
     shutil.rmtree(out, ignore_errors=True)
@@ -132,8 +125,8 @@ def _paired(out: Path, people: int) -> float:
     return round(found / (setting.BUDGET * people), 3)
 
 
-def _common(seed: int, work: Path, person: int | None = None) -> dict[str, Any]:
-    path = setting.table(setting.people(seed, person), setting.PAIRS, work / "tables")
+def _common(seed: int, work: Path) -> dict[str, Any]:
+    path = setting.table(setting.people(seed), setting.PAIRS, work / "tables")
     training = {"per_device_train_batch_size": 8, "warmup_steps": 0.1, "logging_steps": 1000}
     return {
         "model": setting.MODEL,

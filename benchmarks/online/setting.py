@@ -58,9 +58,9 @@ def world() -> World:
     return World(0)
 
 
-def people(seed: int, person: int | None = None) -> list[WorldUser]:
-    """Two people, or the one of a number, other ones for every seed."""
-    return [world_user(number + PERIOD * seed) for number in KINDS if person in (None, number)]
+def people(seed: int) -> list[WorldUser]:
+    """Two people, other ones for every seed."""
+    return [world_user(number + PERIOD * seed) for number in KINDS]
 
 
 def table(users: Sequence[WorldUser], pairs: int, folder: Path) -> Path:
