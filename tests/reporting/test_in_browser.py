@@ -22,6 +22,7 @@ POINT = """
   return [box.x + x + point[3], box.y + y + point[4], point[2]];
 })()
 """
+FADED = "document.querySelector('#tradeoff-chart canvas[data-zr-dom-id^=zr_1]').style.opacity"
 WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 SECTIONS = "[...document.querySelectorAll('section:not([hidden])')].map((one) => one.id)"
 
@@ -73,6 +74,7 @@ def test_a_click_on_a_point_filters_the_tables_and_can_be_undone(two_runs: Path,
     x, y, person = page.run(POINT % 5)
     page.click(x, y)
     page.until("!document.querySelector('#selection').hidden")
+    assert page.run(FADED) == "0.25"
     names = "#people-table tbody th"
     assert page.all_texts(names) == [name_of[person]] * 2
     assert page.all_texts("#people-table tbody td:nth-child(2)") == ["bapo", "dpo"]
@@ -80,7 +82,20 @@ def test_a_click_on_a_point_filters_the_tables_and_can_be_undone(two_runs: Path,
     assert name_of[person] in page.run("document.querySelector('#answers-note').textContent")
     page.run("document.querySelector('#selection-clear').click()")
     assert page.run("document.querySelector('#selection').hidden") and len(page.all_texts(names)) == 20
-    assert len(page.all_texts("#groups-table tbody th")) == 6
+    assert len(page.all_texts("#groups-table tbody th")) == 6 and page.run(FADED) == "1"
+
+
+def test_a_chart_that_nobody_saw_shows_who_was_chosen_when_it_is_scrolled_to(two_runs: Path, opened: Any) -> None:
+    page = opened(two_runs)
+    height = "document.querySelector('#people-chart canvas').getBoundingClientRect().height"
+    page.show("#people-chart")
+    tall = page.run(height)
+    page.show("#made")
+    page.run("document.querySelector('#people-table tbody button').click()")
+    page.show("#people-chart")
+    page.until(f"{height} < {tall / 2}")
+    page.press("Escape")
+    assert page.run(height) == tall
 
 
 def test_what_a_pointer_does_a_keyboard_does_too(two_runs: Path, opened: Any) -> None:

@@ -21,19 +21,28 @@ const charts = [];
 
 const isNarrow = () => window.innerWidth < 700;
 
-// A chart in an element: `options()` says what is drawn, `events` what happens on a click or under the pointer.
-function chart(container, options, events = {}) {
-  const made = { container, instance: null, draw };
-  function draw() {
+// A chart in an element: `options()` says what is drawn, `events` what happens on a click or under the pointer, `after`
+// what is done when it has been drawn.
+function chart(container, options, events = {}, after = () => {}) {
+  const made = { container, instance: null, inView: false, stale: false, draw, paint };
+  function paint() {
     if (!made.instance) return;
+    made.stale = false;
+    if (made.instance.getHeight() !== container.clientHeight) made.instance.resize();
     made.instance.setOption({ ...frame(), ...options() }, { notMerge: true });
+    after(made);
+  }
+  // A chart that nobody sees waits until it is scrolled to, so that a click is answered at once.
+  function draw() {
+    if (made.inView) paint();
+    else made.stale = true;
   }
   made.begin = () => {
     if (made.instance || !container.isConnected || !container.clientWidth) return;
     made.instance = echarts.init(container, null, { renderer: 'canvas' });
     for (const [name, handler] of Object.entries(events)) made.instance.on(name, handler);
     container.dataset.drawn = 'yes';
-    draw();
+    paint();
   };
   charts.push(made);
   watcher.observe(container);
@@ -42,7 +51,11 @@ function chart(container, options, events = {}) {
 
 const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) {
-    if (entry.isIntersecting) charts.find((one) => one.container === entry.target)?.begin();
+    const made = charts.find((one) => one.container === entry.target);
+    if (!made) continue;
+    made.inView = entry.isIntersecting;
+    if (made.inView) made.begin();
+    if (made.inView && made.stale) made.paint();
   }
 }, { rootMargin: '300px' });
 
@@ -54,9 +67,9 @@ function drop(made) {
 
 const widthOf = (made) => made.instance.getWidth();
 
+// Whoever sets a height draws the chart next.
 function setHeight(made, pixels) {
   made.container.style.height = `${pixels}px`;
-  made.instance?.resize();
 }
 
 function frame() {
@@ -148,7 +161,7 @@ window.addEventListener('beforeprint', () => {
     one.begin();
     const inPanel = one.container.closest('.panels');
     one.instance?.resize({ width: inPanel ? 320 : PRINT_WIDTH });
-    one.draw();
+    one.paint();
     if (one.instance) onPaper(one);
   }
 });

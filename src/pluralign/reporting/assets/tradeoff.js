@@ -4,6 +4,7 @@ const WIN_RATE = 'win_rate.raw';
 const UPS = [ACCURACY, WIN_RATE, 'win_rate.length_controlled', 'behaviour.person.style', 'behaviour.person.right', 'distribution.alignment', 'pairs.ranking_accuracy', 'pairs.margin'];
 const ACROSS = [KEPT, 'retention.kept_own', 'knowledge.score', 'base_responses.kl_per_token'];
 const DASHES = 'path://M0 4h4v2h-4z M6 4h4v2h-4z M12 4h4v2h-4z';
+const POINTS_LAYER = 1;
 const SPREAD = Math.PI * (3 - Math.sqrt(5));
 
 // Where nobody differs in the usual measure, these tell people apart.
@@ -104,7 +105,7 @@ function startTradeoff() {
       const person = event.data?.[2];
       if (person >= 0) choose({ person: person === state.person ? -1 : person });
     },
-  });
+  }, showChosen);
   function caption() {
     const { points, missing } = pointsOf(...keys());
     const onFront = new Set(frontOf(points.flat(), MEASURES.get(keys()[0]).higher).map((point) => `${point[0]} ${point[1]}`));
@@ -117,27 +118,52 @@ function startTradeoff() {
     byId('tradeoff-chart').setAttribute('aria-label', `${titled(keys()[1])} against ${titled(keys()[0])}, a point a person. The table of people has the same figures.`);
   }
   caption();
-  listeners.push(() => made.draw());
+  listeners.push(() => showChosen(made));
+}
+
+let drawnPoints = RUNS.map(() => []);
+let chosenMarks = [];
+
+// Who is chosen stands out in every run: their marks, larger and ringed, before the faded others. Thousands of points
+// are not drawn anew for it: their layer fades, and the marks are added to the one above.
+function showChosen(made) {
+  if (!made.instance) return;
+  const zr = made.instance.getZr();
+  chosenMarks.forEach((mark) => zr.remove(mark));
+  chosenMarks = drawnPoints.flatMap((points, run) => points.filter((point) => point[2] === state.person).flatMap((point) => marksOf(made, run, point)));
+  chosenMarks.forEach((mark) => zr.add(mark));
+  const layer = made.container.querySelector(`canvas[data-zr-dom-id^="zr_${POINTS_LAYER}."]`);
+  if (layer) layer.style.opacity = chosenMarks.length ? 0.25 : 1;
+}
+
+function marksOf(made, run, point) {
+  const [left, top] = made.instance.convertToPixel({ xAxisIndex: 0, yAxisIndex: 0 }, point.slice(0, 2));
+  const [x, y] = [left + point[3], top + point[4]];
+  const mark = echarts.helper.createSymbol(MARKS[run], x - 5, y - 5, 10, 10, runColour(run));
+  const ring = new echarts.graphic.Circle({ shape: { cx: x, cy: y, r: 10 }, style: { fill: 'none', stroke: style('low'), lineWidth: 2.5 } });
+  for (const one of [mark, ring]) one.attr({ silent: true, zlevel: POINTS_LAYER + 1, z: 6 });
+  return [mark, ring];
 }
 
 function tradeoffOptions(across, up) {
   const { points } = pointsOf(across, up);
+  drawnPoints = points;
   const all = points.flat();
   const acrossIsHigher = MEASURES.get(across).higher;
   const size = all.length > 3000 ? 4 : all.length > 400 ? 6 : 9;
-  const dimmed = state.person >= 0 ? 0.25 : 1;
   const extents = [[across, 0], [up, 1]].map(([key, at]) => extentOf(key, all.map((point) => point[at])));
   const front = lineOfFront(frontOf(all, acrossIsHigher), extents, acrossIsHigher);
   const runs = RUNS.map((run, number) => ({
     type: 'scatter',
     name: `run ${number}`,
     data: points[number],
+    zlevel: POINTS_LAYER,
     // In one go: ten thousand points take no longer than a blink, and paper does not wait for a second part.
     progressive: 0,
     symbol: MARKS[number],
     symbolSize: size,
     symbolOffset: (value) => [value[3], value[4]],
-    itemStyle: { color: runColour(number), opacity: (all.length > 3000 ? 0.45 : 0.75) * dimmed },
+    itemStyle: { color: runColour(number), opacity: all.length > 3000 ? 0.45 : 0.75 },
     emphasis: { itemStyle: { opacity: 1, borderColor: style('ink'), borderWidth: 1.5 } },
     clip: false,
     tooltip: { formatter: (event) => pointTip(number, event.data, across, up) },
@@ -148,7 +174,7 @@ function tradeoffOptions(across, up) {
     data: points[number].length > 1 ? [[...meanOf(points[number]), -1]] : [],
     symbol: MARKS[number],
     symbolSize: 17,
-    z: 5,
+    zlevel: POINTS_LAYER + 1,
     itemStyle: { color: 'transparent', borderColor: style('ink'), borderWidth: 2 },
     tooltip: { formatter: (event) => tip(SEVERAL ? `mean of ${run.name}` : 'mean', [[titled(up), event.data[1].toFixed(1)], [titled(across), event.data[0].toFixed(2)]]) },
   }));
@@ -171,22 +197,7 @@ function tradeoffOptions(across, up) {
       },
       ...runs,
       ...means,
-      ringOf(points),
     ],
-  };
-}
-
-// The person who is chosen, in every run.
-function ringOf(points) {
-  return {
-    type: 'scatter',
-    silent: true,
-    data: state.person < 0 ? [] : points.flat().filter((point) => point[2] === state.person),
-    symbolSize: 20,
-    symbolOffset: (value) => [value[3], value[4]],
-    itemStyle: { color: 'transparent', borderColor: style('low'), borderWidth: 2.5 },
-    z: 6,
-    clip: false,
   };
 }
 
