@@ -44,6 +44,13 @@ def test_people_log_at_steps_of_their_own(tmp_path: Path) -> None:
     assert curves.metrics["loss"].count == [2, 2, 1]
 
 
+def test_lines_that_are_nearer_than_configured_are_all_there(tmp_path: Path) -> None:
+    lines = [line(user, step, loss=step) for user in ("a", "b") for step in range(1, 6)]
+    curves = Log(write(tmp_path / "m", lines)).curves(["a"], every=10)
+    assert curves is not None and curves.steps == [1, 2, 3, 4, 5]
+    assert curves.metrics["loss"].singles == {"a": [1, 2, 3, 4, 5]}
+
+
 def test_a_long_run_keeps_to_so_many_positions(tmp_path: Path) -> None:
     lines = [line("a", step, loss=step) for step in range(10, 10_001, 10)]
     curves = Log(write(tmp_path / "m", lines)).curves(["a"], every=10, positions=60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from array import array
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,9 +90,14 @@ class Log:
         self.users: dict[str, int] = {}
         self._metrics: dict[str, _Lines] = {}
         self._last = 0
+        self._gaps: Counter[int] = Counter()
+        before: dict[int, int] = {}
         for line in _lines(path):
             user = self.users.setdefault(line["user"], len(self.users))
             self._last = max(self._last, line["step"])
+            if (gap := line["step"] - before.get(user, 0)) > 0:
+                self._gaps[gap] += 1
+                before[user] = line["step"]
             for name, value in line.items():
                 plain = name.removeprefix(_VALIDATION)
                 if not (plain in METRICS or _group_of(name)) or isinstance(value, bool):
@@ -116,6 +122,10 @@ class Log:
         if not self._metrics or not self._last:
             return None
         width = max(math.ceil(every), 1) if every >= 1 else 1
+        # An online run logs each step of a phase, whatever it was configured to.
+        (usual, times), *_ = self._gaps.most_common(1)
+        if times > self._gaps.total() / 2:
+            width = min(width, usual)
         width *= math.ceil(math.ceil(self._last / width) / positions)
         count = math.ceil(self._last / width)
         kept = [user for user in singles if user in self.users]
