@@ -18,11 +18,11 @@ from pluralign.fewshot.embedding import embed
 from pluralign.fewshot.fitting import fit
 from pluralign.fewshot.kinds import Views
 from pluralign.fewshot.metrics import alignment
-from pluralign.fewshot.protocols import KNOWN_QUESTIONS, split
+from pluralign.fewshot.protocols import split
 
 ASKED, SPLITS = 20, 5
 POOL = 30
-"""Questions that may be asked, at least; the rest of a group's answers is predicted."""
+"""Questions that may be asked, at least: half of a group's answers. The other half is predicted."""
 
 
 def active(name: str, data: Path) -> dict[str, Any]:
@@ -31,15 +31,12 @@ def active(name: str, data: Path) -> dict[str, Any]:
     points, _ = embed(answers.questions, EmbeddingConfig())
     groups: list[dict[str, Any]] = []
     for seed in range(SPLITS):
-        one = split(answers, KNOWN_QUESTIONS, [1], least=2 * POOL, seed=seed)
+        one = split(answers, TABLES[name].protocols[0], [1], least=2 * POOL, seed=seed)
         view = fit(one.training, points, seed=seed).tastes.view(answers.questions, points)
-        known = {number for _, number, _ in one.training}
         draw = np.random.default_rng(seed)
         for trial in one.trials:
             own = answers.groups[trial.group]
-            order = [number for number in draw.permutation(list(own)).tolist() if number in known]
-            if len(order) < 2 * POOL:
-                continue
+            order = draw.permutation(list(own)).tolist()
             pool, targets = order[: len(order) // 2], order[len(order) // 2 :]
             scores = _scores(view, answers, own, pool, targets)
             groups.append({"seed": seed, "group": trial.group, **scores})

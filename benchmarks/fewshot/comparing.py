@@ -15,9 +15,11 @@ from tables import TABLES
 
 import grid
 
-SPLITS = 5
+SPLITS = range(5)
+FRESH = range(30, 35)
+"""Splits on which intervals are measured: how they are shaped was decided after a look at others."""
 METHODS = ("uniform", "mean", "nearest", "mixture", "ridge", "gpo", "taste")
-FORMS = {"taste": 4}
+FORMS = {"taste": 7, "mean": 2}
 """Of a method that has changed its form, which one it is: a cell of another form is another cell."""
 MODULE = {"groups": 8, "learning_rate": 1e-3}
 """Of the published module, beside a table's own steps: fewer groups a step and larger steps than published, for short
@@ -52,10 +54,10 @@ class Part:
         return work / "cells" / name.replace(" ", "_")
 
 
-def parts(table: str, methods: Sequence[str] = METHODS) -> list[Part]:
+def parts(table: str, methods: Sequence[str] = METHODS, seeds: Iterable[int] = SPLITS) -> list[Part]:
     """All of a table's, one split after another."""
     found = TABLES[table].protocols
-    return [Part(table, protocol, method, seed) for seed in range(SPLITS) for protocol in found for method in methods]
+    return [Part(table, protocol, method, seed) for seed in seeds for protocol in found for method in methods]
 
 
 def result_of(part: Part, data: Path, work: Path) -> dict[str, Any]:

@@ -35,8 +35,10 @@ Say = Callable[[Mapping[int, Shares], Sequence[int]], Sequence[Shares]]
 """What a group answered and what is asked -> what it is predicted to answer."""
 
 
-def race(name: str, data: Path, seconds: float) -> dict[str, Any]:
+def race(name: str, data: Path, seconds: float) -> Iterator[dict[str, Any]]:
     """Alignment on groups that teach nothing, by the module's seconds; the closed form's seconds and alignment.
+
+    After every moment all there is: a race that is stopped has got that far.
 
     Args:
         name: of the table.
@@ -63,7 +65,7 @@ def race(name: str, data: Path, seconds: float) -> dict[str, Any]:
     for spent, step, module in _trained(taught, points, seconds):
         found = score(partial(predict, module, points))
         trace.append({"seconds": spent, "steps": step, "alignment": found})
-    return {"table": name, "groups": [cut, len(kept)], "seconds": seconds, "module": trace, "taste": ours}
+        yield {"table": name, "groups": [cut, len(kept)], "seconds": seconds, "module": trace, "taste": ours}
 
 
 def race_table(found: Mapping[str, Any]) -> str:

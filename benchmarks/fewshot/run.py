@@ -1,13 +1,15 @@
 """Few-shot prediction: every method on every table, active questions, and time.
 
     python benchmarks/fewshot/run.py compare --on countries --data DIR     # and personas, raters, annotators, world
+    python benchmarks/fewshot/run.py intervals --on countries --data DIR   # on other splits
     python benchmarks/fewshot/run.py active --on countries --data DIR
     python benchmarks/fewshot/run.py race --on countries --data DIR --seconds 3600
     python benchmarks/fewshot/run.py speed
     python benchmarks/fewshot/run.py table --of compare-countries          # from the committed results
 
-DIR is the folder of the published data (docs/real-text.md); the world and `speed` need none. `compare` is a grid of
-cells that goes on where it was stopped; cells that are there, below `--work` or in the results, are not made again.
+DIR is the folder of the published data (docs/real-text.md); the world and `speed` need none. `compare` and `intervals`
+are grids of cells that go on where they were stopped; cells that are there, below `--work` or in the results, are not
+made again.
 """
 
 from __future__ import annotations
@@ -19,20 +21,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import grid  # isort: skip  (before anything that imports numpy: it says how many threads there are)
+
 import comparing
 from active import active, active_table
+from printing import OURS, SPREAD, against_table, compare_table, width_table
 from racing import race, race_table
-from report import against_table, compare_table, width_table
 from tables import TABLES
 from timing import speed, speed_table
-
-import grid
 
 RESULTS = Path(__file__).parent / "results"
 
 
 TABLES_OF = {
-    "compare": (compare_table, against_table, width_table),
+    "compare": (compare_table, against_table),
+    "intervals": (width_table,),
     "active": (active_table,),
     "race": (race_table,),
     "speed": (speed_table,),
@@ -55,21 +58,26 @@ def main() -> int:
             write_json(path, {**grid.head(command), **found})
         return 0
     command += f" --on {arguments.on}" + ("" if arguments.on == "world" else " --data DIR")
-    if arguments.stage == "compare":
+    if arguments.stage in ("compare", "intervals"):
         compare(arguments, command)
         return 0
+    path = RESULTS / f"{arguments.stage}-{arguments.on}.json"
     if arguments.stage == "race":
         command += f" --seconds {arguments.seconds:g}"
-        found = race(arguments.on, arguments.data, arguments.seconds)
+        for found in race(arguments.on, arguments.data, arguments.seconds):
+            write_json(path, {**grid.head(command), **found})
     else:
-        found = active(arguments.on, arguments.data)
-    write_json(RESULTS / f"{arguments.stage}-{arguments.on}.json", {**grid.head(command), **found})
+        write_json(path, {**grid.head(command), **active(arguments.on, arguments.data)})
     return 0
 
 
 def compare(arguments: argparse.Namespace, command: str) -> None:
     """Make the cells that are not there, and put together those that are."""
-    cells, results = comparing.parts(arguments.on), RESULTS / f"compare-{arguments.on}.json"
+    results = RESULTS / f"{arguments.stage}-{arguments.on}.json"
+    if arguments.stage == "compare":
+        cells = comparing.parts(arguments.on)
+    else:
+        cells = comparing.parts(arguments.on, [OURS, SPREAD], comparing.FRESH)
     grid.unpack(results, cells, arguments.work)
     for cell in cells:
         if cell.method in arguments.methods and not cell.kept(arguments.work).exists():
@@ -87,7 +95,7 @@ def compare(arguments: argparse.Namespace, command: str) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["compare", "active", "race", "speed", "table"])
+    parser.add_argument("stage", choices=["compare", "intervals", "active", "race", "speed", "table"])
     parser.add_argument("--on", choices=list(TABLES), default="world", help="table of answers")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the published data")
     parser.add_argument("--methods", nargs="+", choices=comparing.METHODS, default=list(comparing.METHODS))

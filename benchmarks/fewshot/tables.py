@@ -15,7 +15,7 @@ from pluralign.fewshot.answers import Answers, Question
 from pluralign.world import World
 
 KNOWN, NEW = "known questions", "new questions"
-RATERS, PROMPTS, STATEMENTS, WORLD_PEOPLE, WORLD_PAIRS, COMPARISONS = 40, 160, 120, 60, 60, 160
+RATERS, PROMPTS, STATEMENTS, WORLD_PEOPLE, WORLD_PAIRS, COMPARISONS = 40, 160, 120, 60, 60, 400
 CRITERIA = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 YES_NO = ("Yes", "No")
 
@@ -86,8 +86,8 @@ def annotators(data: Path) -> Answers:
             continue
         question = Question(f"{row['instruction']}\n{row['input']}".strip(), texts)
         for number in (1, 2, 3):
-            if (said := row[f"annotator{number}"]) != "0":
-                found.add(f"annotator {number}", question, np.array([said == "1", said == "2"], float))
+            if said := row[f"annotator{number}"]:
+                found.add(f"annotator {number}", question, np.array([said == 1, said == 2], float))
     return found
 
 

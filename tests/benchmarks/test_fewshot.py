@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "fewshot"
-NAMES = ("run", "active", "comparing", "intervals", "racing", "report", "tables", "timing")
+NAMES = ("run", "active", "comparing", "printing", "racing", "tables", "timing")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,7 +56,7 @@ def test_the_worlds_people_answer_pairs() -> None:
 
 def summary(method: str, size: int, alignment: float) -> dict[str, Any]:
     means = {"alignment": alignment, "accuracy": 0.5, "nll": 1.2, "coverage": 0.79, "width": 0.2}
-    margins = {"alignment": 0.01}
+    margins = {"alignment": 0.01, "coverage": 0.02, "width": 0.03}
     return {
         "protocol": "new questions",
         "size": size,
@@ -69,10 +69,10 @@ def summary(method: str, size: int, alignment: float) -> dict[str, Any]:
 
 def test_the_table_has_every_method_with_its_interval() -> None:
     rows = [summary("ridge", 5, 0.7), summary("ridge", 10, 0.75), summary("taste", 5, 0.8)]
-    found = module("report").compare_table({"summaries": rows})
+    found = module("printing").compare_table({"summaries": rows})
     assert "| new questions | 5 answers | 10 answers |" in found
     assert "| ridge | 0.700 ± 0.010 (50%, 1.20) | 0.750 ± 0.010 (50%, 1.20) |" in found
-    assert "| taste | 79.0%, 0.200 |  |" in module("report").width_table({"summaries": rows})
+    assert "| taste | 79.0% ± 2.0%, 0.200 ± 0.030 |  |" in module("printing").width_table({"summaries": rows})
 
 
 def test_ours_is_held_against_the_best_other_that_has_all_splits() -> None:
@@ -81,6 +81,6 @@ def test_ours_is_held_against_the_best_other_that_has_all_splits() -> None:
         return {"rows": [{"protocol": "known questions", "size": 5, "method": method, "seed": seed, "groups": groups}]}
 
     cells = [cell("taste", seed, 0.5) for seed in (0, 1)] + [cell("mean", seed, 0.6) for seed in (0, 1)]
-    found = module("report").against_table({"cells": [*cells, cell("gpo", 0, 0.1)]})
+    found = module("printing").against_table({"cells": [*cells, cell("gpo", 0, 0.1)]})
     assert "| known questions | 5 | nll | mean | +0.1000 [+0.1000, +0.1000] | 0.0000 | 2 |" in found
     assert "| known questions | 5 | accuracy | mean | +0.0000 [+0.0000, +0.0000] | 0.0000 | 2 |" in found

