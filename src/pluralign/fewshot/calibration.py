@@ -21,8 +21,8 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 ENOUGH = 100
 """Answers that a factor is told from, at least, where there are as many."""
 SHAPES = (1.0, 0.75, 0.5, 0.25)
-"""What an interval's shape may be: how much of it is the posterior's, and not the share's own. Without any of the former
-intervals are no narrower, and hold less of the answers to questions with two options."""
+"""What an interval's shape may be: how much of it is the posterior's, and not the share's own. Without any of the
+former intervals are no narrower, and hold less of the answers to questions with two options."""
 SHAPED_AT = 0.8
 """The level whose intervals the shape makes as narrow as can be."""
 _LEAST_DEVIATION, _LEAST_OWN = 1e-3, 0.02

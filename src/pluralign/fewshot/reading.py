@@ -134,10 +134,12 @@ def _refuse(bad: Sequence[Problem]) -> None:
 
 
 def _own_row(row: Mapping[str, Any], group: str) -> tuple[str, Question, Any]:
-    for name in (group, *COLUMNS[1:]):
-        if row.get(name) is None:
-            raise BadRow(name, "there is no such cell", _OWN_FORM)
+    if row.get(group) is None:
+        raise BadRow(group, "there is no such cell", _OWN_FORM)
     owner = str(row[group])
+    for name in COLUMNS[1:]:
+        if row.get(name) is None:
+            raise BadRow(name, f"{_whose(owner)}there is no such cell", _OWN_FORM)
     return owner, _asked(row, owner), _list(row["distribution"], "distribution", owner)
 
 
