@@ -99,7 +99,7 @@ def test_a_published_folder_of_us_groups(tmp_path: Path) -> None:
         ({"ordinals": [1]}, "1 ordinals for 2 options"),
         ({"ordinals": ["low", "high"]}, "column 'ordinals': group 'Chad': the cell holds ['low', 'high'], not a list"),
         ({"options": "Yes or no"}, "neither JSON nor a list"),
-        ({"question": None}, "column 'question': there is no such cell"),
+        ({"question": None}, "column 'question': group 'Chad': there is no such cell"),
     ],
 )
 def test_what_cannot_be_used_is_named(change: dict[str, Any], said: str, tmp_path: Path) -> None:
