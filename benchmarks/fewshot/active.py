@@ -82,6 +82,8 @@ def _scores(
 
 def _reached(curve: Sequence[float], score: float) -> float:
     """Questions until a score is reached, between two of them by a straight line; all where it never is."""
+    if curve[0] >= score:
+        return 0.0
     for number in range(1, len(curve)):
         if curve[number] >= score:
             before = curve[number - 1]

@@ -1,4 +1,4 @@
-"""Tables of `compare`: every method, ours against the best of the others, and what intervals hold."""
+"""Tables and plots of `compare`: every method, ours against the best of the others, and what intervals hold."""
 
 from __future__ import annotations
 
@@ -45,6 +45,14 @@ def against_table(found: Mapping[str, Any]) -> str:
                 shown = f"{gain.mean:+.4f} [{low:+.4f}, {high:+.4f}] | {gain.detectable:.4f} | {len(ours)}"
                 lines.append(f"| {protocol} | {size} | {measure} | {best} | {shown} |")
     return "\n".join(lines) + "\n"
+
+
+def plot_results(found: Mapping[str, Any], path: Path) -> None:
+    """Alignment against answers, every method of every protocol."""
+    from pluralign.fewshot.comparison import Summary
+    from pluralign.fewshot.plot import plot_comparison
+
+    plot_comparison([Summary(**one) for one in found["summaries"]], path)
 
 
 def _figures(one: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@
     python benchmarks/fewshot/run.py race --on countries --data DIR --seconds 3600
     python benchmarks/fewshot/run.py speed
     python benchmarks/fewshot/run.py table --of compare-countries          # from the committed results
+    python benchmarks/fewshot/run.py plot --of compare-countries           # likewise
 
 DIR is the folder of the published data (docs/real-text.md); the world and `speed` need none. `compare` and `intervals`
 are grids of cells that go on where they were stopped; cells that are there, below `--work` or in the results, are not
@@ -25,13 +26,13 @@ import grid  # isort: skip  (before anything that imports numpy: it says how man
 
 import comparing
 from active import active, active_table
-from printing import OURS, SPREAD, against_table, compare_table, width_table
+from printing import OURS, SPREAD, against_table, compare_table, plot_results, width_table
 from racing import race, race_table
 from tables import TABLES
 from timing import speed, speed_table
 
 RESULTS = Path(__file__).parent / "results"
-
+PLOTS = Path(__file__).parents[2] / "docs" / "methods"
 
 TABLES_OF = {
     "compare": (compare_table, against_table),
@@ -45,8 +46,11 @@ TABLES_OF = {
 
 def main() -> int:
     arguments = _arguments()
-    if arguments.stage == "table":
+    if arguments.stage in ("table", "plot"):
         found = json.loads((RESULTS / f"{arguments.of}.json").read_text(encoding="utf-8"))
+        if arguments.stage == "plot":
+            plot_results(found, PLOTS / f"gpo-{arguments.of.removeprefix('compare-')}.svg")
+            return 0
         print("\n".join(show(found) for show in TABLES_OF[arguments.of.split("-")[0]]), end="")
         return 0
     from pluralign.storage import write_json
@@ -95,13 +99,13 @@ def compare(arguments: argparse.Namespace, command: str) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["compare", "intervals", "active", "race", "speed", "table"])
+    parser.add_argument("stage", choices=["compare", "intervals", "active", "race", "speed", "table", "plot"])
     parser.add_argument("--on", choices=list(TABLES), default="world", help="table of answers")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the published data")
     parser.add_argument("--methods", nargs="+", choices=comparing.METHODS, default=list(comparing.METHODS))
     parser.add_argument("--work", type=Path, default=Path("runs/fewshot"), help="folder of cells that are finished")
     parser.add_argument("--seconds", type=float, default=3600.0, help="of one core, for the module in `race`")
-    parser.add_argument("--of", default="compare-world", help="results to print")
+    parser.add_argument("--of", default="compare-world", help="results to print or draw")
     return parser.parse_args()
 
 

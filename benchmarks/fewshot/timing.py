@@ -25,7 +25,7 @@ from pluralign.fewshot.taste import Scales
 
 DIMENSIONS, REPEATS = 384, 30
 PEOPLE, PAIRS = 20, 500
-FITTED, PREDICTED = (125, 250, 500, 1000), (1_000, 10_000, 100_000)
+FITTED, PREDICTED = (125, 250, 500, 1000, 2000), (1_000, 10_000, 100_000)
 
 
 def speed(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

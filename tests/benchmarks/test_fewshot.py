@@ -37,6 +37,7 @@ def test_questions_are_counted_until_the_score_is_reached() -> None:
     assert reached([0.5, 0.6, 0.7, 0.8], 0.65) == pytest.approx(1.5)
     assert reached([0.5, 0.6, 0.7, 0.8], 0.9) == 3
     assert reached([0.5, 0.9, 0.7, 0.8], 0.8) == pytest.approx(0.75)
+    assert reached([0.5, 0.6, 0.7, 0.8], 0.4) == 0, "nothing need be asked"
 
 
 def test_an_order_that_is_twice_as_quick_saves_half_of_the_questions() -> None:
