@@ -147,7 +147,7 @@ def test_one_person_has_no_interval(compared: Callable[..., Comparison]) -> None
     found = compared(made(["p00", "p01"], 1), made(["p01", "p02"], 2))
     mean = found.differences["pairs.accuracy.mean"]
     assert mean.people == 1 and mean.interval is None and mean.difference is not None
-    assert "pairs.accuracy: 1 people have it in both runs, and an interval takes two" in found.remarks
+    assert "pairs.accuracy: one person has it in both runs, and an interval takes two" in found.remarks
     assert "interval takes two" in printed(found)
     few = compared(made(NAMES[:5], 1), made(NAMES[:5], 2))
     assert few.remarks == ["intervals are too short where people are few: these are of 5 at most"]
@@ -391,3 +391,42 @@ def test_hostile_names_stay_on_their_lines(compared: Callable[..., Comparison]) 
     text = printed(found)
     assert "\x1b" not in text and max(map(len, text.splitlines())) <= 100
     assert json.dumps(found.as_dict())
+
+
+def asked_tasks(evaluation: Evaluation, broken: str | None = None, **accuracies: float) -> None:
+    """Everybody's answers to tasks of lm-eval, worse from person to person; a broken policy's are no numbers."""
+    for place, (name, results) in enumerate(evaluation.people.items()):
+        values = {task: None if name == broken else value - place / 100 for task, value in accuracies.items()}
+        results["knowledge"] = {
+            **{"score": None if name == broken else 0.5, "base_score": 0.8, "difference": None},
+            "undefined": 7 * (name == broken),
+            "tasks": {
+                task.replace("_", "-"): {"headline": "acc,none", "metrics": {"acc,none": {"value": value}}}
+                for task, value in values.items()
+            },
+        }
+
+
+def test_every_task_of_lm_eval_is_a_figure_that_a_line_can_be_held_on(compared: Callable[..., Comparison]) -> None:
+    one, other = (made(NAMES, 1, change=lambda run, at=at: asked_tasks(run, arc_easy=at)) for at in (0.9, 0.6))
+    assert other.summary["knowledge.tasks.arc-easy.worst"] == pytest.approx(0.6 - 0.23)
+    assert other.summary["knowledge.tasks.arc-easy.worst_person"] == NAMES[-1]
+    keys = ["knowledge.tasks.arc-easy.worst_decile < 0.5", "difference.knowledge.tasks.arc-easy.mean.high < -0.29"]
+    found = compared(one, other, fail_if=[*keys, "knowledge.tasks.arc-easy.mean > 0.9"])
+    assert [outcome.holds for outcome in found.outcomes] == [True, True, False]
+    assert found.differences["knowledge.tasks.arc-easy.worst_decile"].difference == pytest.approx(-0.3)
+    assert "knowledge.tasks.arc-easy" in printed(found) and "worse" in printed(found)
+    with pytest.raises(InputError, match=r"no figure knowledge\.tasks\.arc\.mean\. Did you mean"):
+        compared(other, fail_if="knowledge.tasks.arc.mean < 0.5")
+    # A task that one run was not asked is in no difference, and an older file has its figures all the same.
+    one.summary = {key: value for key, value in one.summary.items() if "tasks" not in key}
+    lone = compared(made(NAMES, 1), one, fail_if="knowledge.tasks.arc-easy.mean > 0.5")
+    assert lone.failed and "knowledge.tasks.arc-easy.mean" not in lone.differences
+    assert "nobody has it in both runs" in " ".join(lone.remarks) and "arc-easy" in printed(lone)
+
+
+def test_a_broken_policy_is_no_gap_in_what_tasks_say(compared: Callable[..., Comparison]) -> None:
+    run = made(NAMES, 1, change=lambda run: asked_tasks(run, broken="p03", facts=0.9))
+    for key in ("knowledge.score.mean", "knowledge.tasks.facts.worst"):
+        with pytest.raises(InputError, match="is no number for p03"):
+            compared(run, fail_if=f"{key} < 0.1")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pluralign.evaluation.over_people import finite_number
 from pluralign.evaluation.paired import OF_A, Difference
-from pluralign.evaluation.results import HIGHER_IS_BETTER
+from pluralign.evaluation.results import HIGHER_IS_BETTER, TASKS
 from pluralign.preferences.people import shown
 
 if TYPE_CHECKING:
@@ -65,11 +65,11 @@ def _differences(comparison: Comparison) -> list[Table]:
         grouped.setdefault(measure, {})[statistic] = one
     counts = grouped.pop("", {})
     tables: list[Table] = []
-    rest = _beside("means and counts", header=not grouped.keys() & HIGHER_IS_BETTER.keys())
+    rest = _beside("means and counts", header=not any(map(_is_ranked, grouped)))
     for measure, found in grouped.items():
         people = found["mean"].people
         note = "" if people == len(comparison.shared) else f" (of {people})"
-        if measure not in HIGHER_IS_BETTER:
+        if not _is_ranked(measure):
             rest.add_row(f"{_label(measure)}{note}", *_cells(found["mean"]), "")
             continue
         table = _beside(f"{measure}{note}   {_worst_people(comparison, measure)}", header=not tables)
@@ -93,11 +93,16 @@ def _beside(title: str, *, header: bool) -> Table:
     return table
 
 
+def _is_ranked(measure: str) -> bool:
+    """Whether there is a worst person of it."""
+    return measure in HIGHER_IS_BETTER or measure.startswith(TASKS)
+
+
 def _worst_people(comparison: Comparison, measure: str) -> str:
     """Who of the shared people is worst in each run."""
-    values = [run.measured[measure].values for run in comparison.runs.values()]
+    values = [run.measured[measure].values if measure in run.measured else {} for run in comparison.runs.values()]
     people = [person for person in comparison.shared if all(person in some for some in values)]
-    worst = min if HIGHER_IS_BETTER[measure] else max
+    worst = min if HIGHER_IS_BETTER.get(measure, True) else max
     return f"worst: {' / '.join(shown(worst(people, key=some.__getitem__), 16) for some in values)}"
 
 
@@ -133,7 +138,7 @@ def _verdict(measure: str, statistic: str, one: Difference) -> str:
     if statistic in _SPREADS:
         return "less even" if up else "more even"
     if statistic in _LEVELS:
-        return "better" if up == HIGHER_IS_BETTER[measure] else "worse"
+        return "better" if up == HIGHER_IS_BETTER.get(measure, True) else "worse"
     return ""
 
 

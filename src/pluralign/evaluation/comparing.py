@@ -15,7 +15,15 @@ from pluralign.evaluation.comparable import named, reasons_against, remarks_on
 from pluralign.evaluation.conditions import Condition, parse_condition
 from pluralign.evaluation.over_people import GINI, Measured, draws_of, finite_number, measured, over_people
 from pluralign.evaluation.paired import Difference, paired_differences
-from pluralign.evaluation.results import HIGHER_IS_BETTER, MEAN_ONLY, Evaluation, read_evaluation, read_run
+from pluralign.evaluation.results import (
+    HIGHER_IS_BETTER,
+    MEAN_ONLY,
+    Evaluation,
+    measures_of,
+    read_evaluation,
+    read_run,
+    summarize,
+)
 from pluralign.progress import progress_bar
 from pluralign.storage import check_place, write_json
 
@@ -25,7 +33,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 PREFIX = "difference."
 """Of the keys of differences."""
-MEASURES = (*HIGHER_IS_BETTER, *MEAN_ONLY)
 FEW = 20
 """People below whom intervals are too short by more than a little; docs/compare.md says how much."""
 
@@ -70,8 +77,10 @@ class Run:
         """
         evaluation = _evaluation(place)
         people = evaluation.people
-        values = {measure: measured(people, measure) for measure in MEASURES}
-        return cls(Path(str(evaluation.path)), evaluation, {**evaluation.summary, **over_people(people)}, values)
+        values = {measure: measured(people, measure) for measure in (*measures_of(people), *MEAN_ONLY)}
+        # A file of an older version has a summary without the newer figures.
+        summary = {**summarize(people, evaluation.skipped), **evaluation.summary}
+        return cls(Path(str(evaluation.path)), evaluation, {**summary, **over_people(people)}, values)
 
     def without_value(self) -> Iterator[tuple[str, str, list[str]]]:
         """Measures that somebody has and somebody has not: measure, what is the matter, who."""
@@ -110,6 +119,11 @@ class Comparison:
         return any(outcome.holds for outcome in self.outcomes)
 
     @property
+    def measures(self) -> list[str]:
+        """Measures of people, those that one run has and the other has not among them."""
+        return list(dict.fromkeys(measure for run in self.runs.values() for measure in run.measured))
+
+    @property
     def last(self) -> str:
         """Name of the run that conditions are on."""
         return list(self.runs)[-1]
@@ -119,7 +133,7 @@ class Comparison:
         found = dict(self.runs[self.last].figures)
         for key, one in self.differences.items():
             found[f"{PREFIX}{key}"] = one.difference
-            if _measure(key):
+            if _measure(key, self):
                 found |= zip((f"{PREFIX}{key}.low", f"{PREFIX}{key}.high"), one.interval or (None, None), strict=True)
         return found
 
@@ -212,20 +226,24 @@ def _compare(made: Comparison, *, different: bool) -> None:
         if only := [person for person in run.evaluation.people if person not in made.shared]:
             made.remarks.append(f"in {name.upper()} only, and in no difference: {named(only)}")
     with progress_bar() as bar:
-        for measure in bar.track(MEASURES, description="comparing"):
+        for measure in bar.track(made.measures, description="comparing"):
             made.differences |= _differences(measure, made)
     # What the summaries count that is of no person, such as the number of people.
     for key, value in one.summary.items():
         first, second = finite_number(value), finite_number(other.summary.get(key))
-        if not _measure(key) and first is not None and second is not None:
+        if not _measure(key, made) and first is not None and second is not None:
             made.differences[key] = Difference(first, second, second - first, None, len(made.shared))
 
 
+def _has_it(people: int) -> str:
+    return "one person has" if people else "nobody has"
+
+
 def _differences(measure: str, made: Comparison) -> dict[str, Difference]:
-    a, b = (made.runs[name].measured[measure].values for name in "ab")
+    a, b = (made.runs[name].measured.get(measure, Measured()).values for name in "ab")
     people = [person for person in made.shared if person in a and person in b]
     if len(people) < 2 and (a or b):
-        made.remarks.append(f"{measure}: {len(people)} people have it in both runs, and an interval takes two")
+        made.remarks.append(f"{measure}: {_has_it(len(people))} it in both runs, and an interval takes two")
     found = paired_differences(
         [a[person] for person in people],
         [b[person] for person in people],
@@ -249,16 +267,17 @@ def _outcome(condition: Condition, made: Comparison) -> Outcome:
 
 def _check_complete(key: str, condition: Condition, made: Comparison) -> None:
     """Raise where a figure leaves out people whose value is no number: the very ones that a condition is to find."""
-    measure = _measure(key.removeprefix(PREFIX))
+    measure = _measure(key.removeprefix(PREFIX), made)
     names = list(made.runs) if key.startswith(PREFIX) else [made.last]
     for run in (made.runs[name] for name in names if measure):
-        if undefined := run.measured[str(measure)].undefined:
+        if undefined := run.measured.get(str(measure), Measured()).undefined:
             found = f"{measure} is no number for {named(undefined)}, and {key} leaves them out"
             raise InputError(found, where=f"condition `{condition}`", fix=f"It is of {run.path}.")
 
 
-def _measure(key: str) -> str | None:
-    return next((measure for measure in MEASURES if key.startswith(f"{measure}.")), None)
+def _measure(key: str, made: Comparison) -> str | None:
+    """The measure that a figure is of; None of counts."""
+    return max((measure for measure in made.measures if key.startswith(f"{measure}.")), key=len, default=None)
 
 
 def _evaluation(place: str) -> Evaluation:

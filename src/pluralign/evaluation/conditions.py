@@ -27,7 +27,7 @@ GRAMMAR = (
 )
 
 _TOKEN = re.compile(r"<=|>=|==|!=|<|>|[^\s<>=!]+|\S")
-_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*", re.ASCII)
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_:+-]+)*", re.ASCII)
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", re.ASCII)
 _SHOWN = 100
 _WHOLE = 1e15

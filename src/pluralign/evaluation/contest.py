@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Side:
         """What tables and files call it."""
         return BASE if self.adapters is None else str(self.run)
 
-    @property
+    @cached_property
     def base(self) -> Any:
         """What tells its base from others: the fingerprint, or the model's name in a run that has none."""
         return made_with(self.run / "config.yaml").get("base_fingerprint") or self.trained.model

@@ -88,12 +88,7 @@ def evaluate_people(
     check_questions(sets, encoder)
     rows = _referenced(base, held_out, cache, layout)
     people, missing = gather(adapters, rows, per=per, max_prompts=settings.max_prompts, seed=seed)
-    listening = None
-    if other_identities is not None:
-        others = {name: _referenced(base, some, cache, layout) for name, some in other_identities.items()}
-        listening = Listening.of(others, adapters, per=per)
     wanted = set(people if only is None else only)
-    pairs = {name: one.pairs for name, one in people.items()}
     run = _Run(
         base=base,
         settings=settings,
@@ -106,21 +101,13 @@ def evaluate_people(
         asked=Asked.of(base, encoder, settings, sets, answers, held_out),
         people=people,
         measured={name: one for name, one in people.items() if name in wanted},
-        cross=cross_plan(pairs, limit=settings.cross_table, seed=seed, only=wanted),
-        listening=listening,
+        cross=_cross_plan(people, settings, seed=seed, only=wanted),
+        listening=_listening(other_identities, adapters, per, lambda some: _referenced(base, some, cache, layout)),
         done=done,
     )
     run.asked.check(run.measured)
     results, failed = run.measure()
-    reasons = {**missing, **(skipped or {}), **failed}
-    return Evaluation(
-        base=_base_section(run),
-        people=results,
-        groups=by_group(results),
-        summary=summarize(results, reasons),
-        skipped=reasons,
-        identities=listening.results(seed=seed) if listening else None,
-    )
+    return _evaluation(run, results, {**missing, **(skipped or {}), **failed})
 
 
 @dataclass
@@ -339,6 +326,37 @@ class _Run:
             base_logps=[self.base_logps[prompt] for prompt in prompts],
             drifts=[drifts[_spoken(*one)] for one in zip(prompts, by_person, strict=True)],
         )
+
+
+def _cross_plan(
+    people: Mapping[str, Person], settings: EvaluationConfig, *, seed: int, only: Collection[str]
+) -> dict[str, list[str]]:
+    pairs = {name: one.pairs for name, one in people.items()}
+    return cross_plan(pairs, limit=settings.cross_table, seed=seed, only=only)
+
+
+def _listening(
+    rows: Mapping[str, Sequence[Anchored]] | None,
+    adapters: Mapping[str, Path],
+    per: str,
+    referenced: Callable[[Sequence[Anchored]], list[Anchored]],
+) -> Listening | None:
+    """Rows under other identities, with their reference log-probs; None where they are not asked for."""
+    if rows is None:
+        return None
+    return Listening.of({name: referenced(some) for name, some in rows.items()}, adapters, per=per)
+
+
+def _evaluation(run: _Run, results: dict[str, dict[str, Any]], reasons: dict[str, str]) -> Evaluation:
+    """Everything that was measured, over people and groups, too."""
+    return Evaluation(
+        base=_base_section(run),
+        people=results,
+        groups=by_group(results),
+        summary=summarize(results, reasons),
+        skipped=reasons,
+        identities=run.listening.results(seed=run.seed) if run.listening else None,
+    )
 
 
 def _base_section(run: _Run) -> dict[str, Any]:

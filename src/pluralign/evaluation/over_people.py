@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pluralign.evaluation.results import HIGHER_IS_BETTER
+from pluralign.evaluation.results import measures_of, path_of
 
 Array = NDArray[np.float64]
 
@@ -38,7 +38,7 @@ DRAWS = 10_000
 """Resamples of a bootstrap, of up to 1000 people."""
 FEWEST_DRAWS, MOST_DRAWN = 1000, 10**7
 """Resamples of however many people, and people drawn in all resamples together: of more people there are fewer."""
-_COUNTED = ("pairs", "base_responses", "win_rate")
+_COUNTED = ("pairs", "base_responses")
 """Parts of a person's results that always have a value where something (`n`) was measured: a null is then no number."""
 _MORE = 50
 """People beyond twice the worst tenth who are looked at first."""
@@ -69,21 +69,29 @@ def measured(people: Mapping[str, Any], measure: str) -> Measured:
         measure: dotted key below a person, such as `pairs.accuracy`.
     """
     found = Measured()
-    *parts, key = measure.split(".")
     for person, results in people.items():
-        part: Any = results
-        for name in parts:
+        first, *between, key = path_of(results, measure)
+        whole: Any = results.get(first)
+        part = whole
+        for name in between:
             part = part.get(name) if isinstance(part, Mapping) else None
         part = part if isinstance(part, Mapping) else {}
         value = part.get(key)
         number = finite_number(value)
         if number is not None:
             found.values[person] = number
-        elif value is None and not (parts[0] in _COUNTED and key in part and part.get("n")):
+        elif value is None and not _was_measured(whole, key, counted=first in _COUNTED):
             found.missing.append(person)
         else:
             found.undefined.append(person)
     return found
+
+
+def _was_measured(part: Any, key: str, *, counted: bool) -> bool:
+    """Whether a part of a person's results that has a null was measured: the null is then no number."""
+    if not isinstance(part, Mapping):
+        return False
+    return bool(part.get("undefined")) or (counted and key in part and bool(part.get("n")))
 
 
 def finite_number(value: Any) -> float | None:
@@ -107,7 +115,7 @@ def over_people(people: Mapping[str, Any]) -> dict[str, float | None]:
         people: id -> results, as in `evaluation.json`.
     """
     flat: dict[str, float | None] = {}
-    for measure, higher in HIGHER_IS_BETTER.items():
+    for measure, higher in measures_of(people).items():
         values = list(measured(people, measure).values.values())
         found = describe(values, higher=higher, gini=measure in GINI and min(values, default=0.0) >= 0)
         flat |= {f"{measure}.{name}": found.get(name) for name in ADDED if name != "gini" or measure in GINI}

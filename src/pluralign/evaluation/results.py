@@ -65,6 +65,10 @@ MEAN_ONLY = (
 """Measures of a person of which neither end is worse, or that belong to the base."""
 
 
+TASKS = "knowledge.tasks."
+"""Before the name of a task of lm-eval, its headline is a measure of its own, and better when higher."""
+
+
 @dataclass
 class Evaluation:
     """What each person won, and what it cost; the schema is in docs/evaluation.md.
@@ -220,7 +224,7 @@ def summarize(people: Mapping[str, Mapping[str, Any]], skipped: Mapping[str, str
         skipped: people without any; counted only.
     """
     summary: dict[str, Any] = {"people": len(people), "skipped": len(skipped or {})}
-    for measure, higher in HIGHER_IS_BETTER.items():
+    for measure, higher in measures_of(people).items():
         values = {person: value for person, value in _values(people, measure) if value is not None}
         ranked = sorted(values, key=lambda person: values[person], reverse=not higher)
         worst, best = (values[ranked[0]], values[ranked[-1]]) if ranked else (None, None)
@@ -245,12 +249,41 @@ def by_group(people: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any
     return {group: summarize(members) for group, members in sorted(groups.items())}
 
 
+def measures_of(people: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
+    """Measures with a worst person, and whether higher is better: `HIGHER_IS_BETTER`, and every task with a headline.
+
+    Args:
+        people: id -> results.
+    """
+    tasks = dict.fromkeys(
+        task
+        for results in people.values()
+        for task, found in _mapping(results, "knowledge", "tasks").items()
+        if isinstance(found, Mapping) and isinstance(found.get("headline"), str)
+    )
+    return HIGHER_IS_BETTER | dict.fromkeys((f"{TASKS}{task}" for task in tasks), True)
+
+
+def path_of(results: Mapping[str, Any], measure: str) -> list[str]:
+    """The keys, one below the other, that lead to a person's value of a measure."""
+    if not measure.startswith(TASKS):
+        return measure.split(".")
+    # A task may have dots in its name.
+    above = [*TASKS.rstrip(".").split("."), measure.removeprefix(TASKS)]
+    return [*above, "metrics", str(_mapping(results, *above).get("headline")), "value"]
+
+
 def measure_of(results: Mapping[str, Any], measure: str) -> float | None:
     """A person's value by its dotted key; None where it is undefined."""
-    value: Any = results
-    for key in measure.split("."):
+    *above, key = path_of(results, measure)
+    return next(iter(finite([_mapping(results, *above).get(key)])), None)
+
+
+def _mapping(value: Any, *keys: str) -> Mapping[str, Any]:
+    """What stands below keys; nothing where one is missing, or what stands there has no keys."""
+    for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
-    return next(iter(finite([value])), None)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _values(people: Mapping[str, Mapping[str, Any]], measure: str) -> Iterable[tuple[str, float | None]]:
