@@ -1,7 +1,8 @@
 """Run the guides of `docs/guides` as they stand; with `--write`, write what they print into them.
 
-In a page, blocks of `sh` (commands of pluralign, and `echo $?`) and of `python` run one after the other in one folder;
-a block of `text` behind one of them is what it prints. Every page begins in an empty folder, offline, on one thread.
+In a page, blocks of `sh` (commands of pluralign, also with `> /dev/null`, and `echo $?`) and of `python` run one after
+the other in one folder; a block of `text` behind one of them is what it prints. Every page begins in an empty folder,
+offline, on one thread.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def _commands(content: str, page: Path) -> None:
             continue
         if words[0] != "pluralign":
             raise SystemExit(f"{page.name}: {line!r} is no command of pluralign")
-        code = main(words[1:])
+        unseen = words[-2:] == [">", "/dev/null"]
+        with contextlib.redirect_stdout(io.StringIO()) if unseen else contextlib.nullcontext():
+            code = main(words[1:-2] if unseen else words[1:])
         if code and lines[number + 1 : number + 2] != ["echo $?"]:
             raise SystemExit(f"{page.name}: {line!r} ends with {code}")
 
