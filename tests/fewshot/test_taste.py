@@ -13,11 +13,11 @@ from pluralign.fewshot.active import next_question, worth
 from pluralign.fewshot.answers import Answers, Question
 from pluralign.fewshot.calibration import Calibration, Sample, calibrated
 from pluralign.fewshot.features import Points, points
-from pluralign.fewshot.fitting import fit
+from pluralign.fewshot.fitting import _Search, fit
 from pluralign.fewshot.kinds import KNOWN, NEW, Tastes
 from pluralign.fewshot.learned import taste
 from pluralign.fewshot.metrics import alignment
-from pluralign.fewshot.rounds import rounds_of
+from pluralign.fewshot.rounds import Sheet, rounds_of
 from pluralign.fewshot.taste import Predicted, Scales, log_shares
 
 
@@ -248,3 +248,14 @@ def test_few_samples_are_taken_together() -> None:
     )
     assert found.factors[KNOWN][5][0.8] == pytest.approx(1.0), "three samples do not tell how sure one is"
     assert list(found.factors[NEW]) == [5, 21] and found.factors[NEW][21][0.95] == pytest.approx(2.0)
+
+
+def test_scales_do_not_stay_where_two_would_have_to_change_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(_: _Search, kind: str, scales: Scales) -> float:
+        far = scales.vectors >= 3
+        return (1.0 if far else 0.5) - abs(np.log10(scales.own / (0.1 if far else 4.0))) - 0.3 * (scales.vectors == 1)
+
+    monkeypatch.setattr(_Search, "_score", score)
+    answers, vectors = population(6, groups=9, questions=20)
+    best = _Search(Sheet.of(rounds_of(answers, vectors, 0))).best(NEW)
+    assert best.vectors >= 3 and best.own == 0.1

@@ -26,7 +26,10 @@ GRID: dict[str, tuple[float, ...]] = {
     "mean_vectors": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
     "blend": (0.0, 0.15, 0.3, 0.5, 0.7),
 }
-"""What each scale may be; the search begins with the defaults and moves one scale at a time."""
+"""What each scale may be; the search moves one of them at a time."""
+STARTS = (Scales(), Scales(vectors=3.0))
+"""Where it begins: mostly of what the training groups say together, and mostly of the vectors. From the former alone it
+may never come to the latter, where the two would have to change together."""
 NATS = 0.2
 """What a nat of likelihood counts beside alignment, where answers are shares. Single choices go by likelihood alone:
 alignment with them is the better the harder a prediction is, right or wrong."""
@@ -96,23 +99,27 @@ class _Search:
         self._single = bool((highest > 1 - _TINY).mean() >= SINGLE)
 
     def best(self, kind: str) -> Scales:
-        """One scale at a time in the direction of a better score, until no step is better or all sweeps are done."""
-        best = Scales()
-        score = self._score(kind, best)
+        """The best of what is reached from either start."""
         with progress_bar() as bar:
             task = bar.add_task(f"choosing scales, {kind} questions", total=None)
-            for _ in range(SWEEPS):
-                before = score
-                for name in GRID:
-                    for step in (-1, 1):
-                        while (other := _moved(best, name, step)) is not None:
-                            bar.advance(task)
-                            value = self._score(kind, other)
-                            if value <= score + _TINY:
-                                break
-                            best, score = other, value
-                if score == before:
-                    break
+            reached = [self._climbed(kind, start, lambda: bar.advance(task)) for start in STARTS]
+        return max(reached, key=lambda scales: self._score(kind, scales))
+
+    def _climbed(self, kind: str, best: Scales, tried: Callable[[], None]) -> Scales:
+        """One scale at a time in the direction of a better score, until no step is better or all sweeps are done."""
+        score = self._score(kind, best)
+        for _ in range(SWEEPS):
+            before = score
+            for name in GRID:
+                for step in (-1, 1):
+                    while (other := _moved(best, name, step)) is not None:
+                        tried()
+                        value = self._score(kind, other)
+                        if value <= score + _TINY:
+                            break
+                        best, score = other, value
+            if score == before:
+                break
         return best
 
     def sharpness(self, scales: Scales) -> Sharpness:
