@@ -292,6 +292,9 @@ class FewshotConfig:
     """Tables of survey answers (`group, question, options, distribution`), or of preferences."""
     group: str | None = None
     """Column that says whose answers they are; by default `group` of survey answers and `user` of preferences."""
+    groups: list[str] = field(default_factory=list)
+    """Which groups to take; all by default. `paper_countries` and `paper_groups` stand for the 14 countries and the 22
+    groups of the survey papers."""
     embeddings: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     module: ModuleTrainingConfig = field(default_factory=ModuleTrainingConfig)
     overwrite: bool = False

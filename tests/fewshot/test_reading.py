@@ -12,7 +12,8 @@ import pytest
 
 from pluralign.errors import InputError
 from pluralign.fewshot.answers import answers_of
-from pluralign.fewshot.reading import read_answers
+from pluralign.fewshot.reading import COUNTRIES, read_answers
+from pluralign.fewshot.tables import load_answers
 from pluralign.preferences import Preference, Preferences
 
 ROW = {"group": "Chad", "question": "Is it so?", "options": ["Yes", "No"], "distribution": [0.25, 0.75]}
@@ -107,6 +108,16 @@ def test_what_cannot_be_used_is_named(change: dict[str, Any], said: str, tmp_pat
     with pytest.raises(InputError) as error:
         read_answers(path)
     assert f"{path}, row 2" in str(error.value) and said in str(error.value)
+
+
+def test_groups_are_taken_by_name(tmp_path: Path) -> None:
+    path = str(table(tmp_path, *({**ROW, "group": group} for group in (*COUNTRIES, "Chad", "Peru"))))
+    assert list(load_answers(path, groups=["paper_countries"]).groups) == list(COUNTRIES)
+    assert list(load_answers(path, groups=["Peru", "Japan"]).groups) == ["Peru", "Japan"]
+    with pytest.raises(InputError, match=r"groups has 'Chat', whose answers are not there.*Did you mean 'Chad'"):
+        load_answers(path, groups=["Chat"])
+    with pytest.raises(InputError, match="groups has 'Northeast'"):
+        load_answers(path, groups=["paper_groups"])
 
 
 def test_an_answer_is_given_once(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def fit_fewshot(config: FewshotFitConfig | dict[str, Any] | str | Path) -> FitRe
     """
     config = resolve(FewshotFitConfig, config)
     path = _free(config.output, config.overwrite)
-    answers = load_answers(config.data, group=config.group)
+    answers = load_answers(config.data, group=config.group, groups=config.groups)
     predictor = fit_predictor(answers, config)
     save_predictor(predictor, path)
     return FitResult(predictor, path, answers.rescaled)
@@ -102,7 +102,7 @@ def evaluate_fewshot(config: FewshotEvaluateConfig | dict[str, Any] | str | Path
     """
     config = resolve(FewshotEvaluateConfig, config)
     path = _free(config.output, config.overwrite)
-    cells = list(compare(load_answers(config.data, group=config.group), config))
+    cells = list(compare(load_answers(config.data, group=config.group, groups=config.groups), config))
     write_comparison(path, cells, config)
     summaries = summarise(cells)
     plot_comparison(summaries, path.with_suffix(".svg"))

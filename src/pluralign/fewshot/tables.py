@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pluralign.config import DataConfig
 from pluralign.errors import InputError
 from pluralign.fewshot.answers import Answers, Question, answers_of
 from pluralign.fewshot.predictor import Answer
-from pluralign.fewshot.reading import read_answers, read_questions
+from pluralign.fewshot.reading import COUNTRIES, US_GROUPS, read_answers, read_questions
 from pluralign.preferences import load_preferences
 from pluralign.preferences.reading import read_table
 from pluralign.storage import write_text
 
 _SIDES = {"chosen", "rejected"}
 _OWNERS = ("user", "group")
+NAMED = {"paper_countries": COUNTRIES, "paper_groups": US_GROUPS}
+"""Names that stand for several groups."""
 SCHEMA_VERSION = 1
 
 
-def load_answers(paths: str | Sequence[str], *, group: str | None = None, key: str = "data") -> Answers:
+def load_answers(
+    paths: str | Sequence[str], *, group: str | None = None, groups: Sequence[str] = (), key: str = "data"
+) -> Answers:
     """What groups answered, of tables of survey answers or of preferences, as their columns say.
 
     Args:
         paths: of files, or of a folder of OpinionQA; `world` is the embedded table of preferences.
         group: column of who answered; by default `group` of survey answers and `user` of preferences.
+        groups: which of them to take, by name or by a name of `NAMED`; all where there is none.
         key: of the configuration that names the tables.
 
     Raises:
-        InputError: no table; one that cannot be read, or two that have one group's answer to one question.
+        InputError: no table; one that cannot be read, or two that have one group's answer to one question; a group that
+            is not there.
     """
     found = Answers(name=", ".join(_named(paths, key)))
     for path in _named(paths, key):
@@ -41,7 +49,19 @@ def load_answers(paths: str | Sequence[str], *, group: str | None = None, key: s
                 raise InputError(again, where=own.place(owner, number), fix="Join the two answers.")
     if not found.groups:
         raise InputError("there are no answers", where=found.name)
-    return found
+    return _taken(found, groups) if groups else found
+
+
+def _taken(answers: Answers, groups: Sequence[str]) -> Answers:
+    wanted = [one for name in groups for one in NAMED.get(name, (name,))]
+    for one in wanted:
+        if one not in answers.groups:
+            near = difflib.get_close_matches(one, [*answers.groups, *NAMED], n=1)
+            hint = (
+                f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(map(repr, list(answers.groups)[:5]))}."
+            )
+            raise InputError(f"groups has {one!r}, whose answers are not there", where=answers.name, fix=hint)
+    return replace(answers.of(dict.fromkeys(wanted)), rescaled=answers.rescaled)
 
 
 def load_questions(paths: str | Sequence[str]) -> list[Question]:
