@@ -192,7 +192,7 @@ def test_eight_runs_and_identities_work(make_run: Make, change: Any, report: Mak
     change(runs[0], lambda content: content.update(identities={"all": part, "groups": {"x": part}, "reason": None}))
     page = opened(report(*runs))
     assert "identities" in page.run(SECTIONS)
-    assert "+10.0 (-10.0 to +20.0)" in page.run("document.querySelector('#identities-table').textContent")
+    assert "+10.0 (−10.0 to +20.0)" in page.run("document.querySelector('#identities-table').textContent")
     assert page.run(WIDER) == 0
 
 

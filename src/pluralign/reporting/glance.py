@@ -70,7 +70,7 @@ def shown_value(measure: Measure, value: float | None) -> str:
     """A value as text: shares in percent, others with their decimals."""
     if value is None:
         return ""
-    return f"{100 * value:.1f}%" if measure.unit == "share" else f"{value:.{measure.digits}f}"
+    return f"{100 * value:.1f}%" if measure.unit == "share" else _with_minus(f"{value:.{measure.digits}f}")
 
 
 def _cell(measure: Measure, run: Run, first: Run, label: Callable[[str], str]) -> Cell:
@@ -105,7 +105,11 @@ def _difference(measure: Measure, values: dict[str, float], first: Run) -> str:
 
 def _signed(measure: Measure, value: float) -> str:
     """A difference; of shares in percentage points."""
-    text = f"{100 * value:+.1f}" if measure.unit == "share" else f"{value:+.{measure.digits}f}"
+    return _with_minus(f"{100 * value:+.1f}" if measure.unit == "share" else f"{value:+.{measure.digits}f}")
+
+
+def _with_minus(text: str) -> str:
+    """A minus, and not a hyphen, at which a line could break."""
     return text.replace("-", "−")
 
 

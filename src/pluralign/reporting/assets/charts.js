@@ -112,16 +112,18 @@ function axis(more = {}) {
   };
 }
 
-// The end of an axis of a measure that leaves room around the figures, in even steps.
-function ends(key, values) {
+// The ends of an axis of a measure that leave room around the figures, with at most so many even steps between them.
+function ends(key, values, most = 8) {
   const lowest = Math.min(...values);
   const highest = Math.max(...values);
   if (MEASURES.get(key).unit !== 'share') return { scale: true };
-  const step = highest - lowest > 20 ? 10 : highest - lowest > 8 ? 5 : 1;
-  const max = Math.min(100, Math.ceil((highest + 0.15 * step) / step) * step);
-  // A few probes are no landscape: a narrow range is not blown up to the whole chart.
-  const min = Math.min(max - NARROWEST, Math.floor((lowest - 0.15 * step) / step) * step);
-  return { min: Math.max(0, min), max: Math.max(max, NARROWEST) };
+  for (const step of [1, 2, 5, 10, 20, 25, 50]) {
+    const max = Math.max(Math.min(100, step * Math.ceil(highest / step + 0.15)), step * Math.ceil(NARROWEST / step));
+    // A few probes are no landscape: a narrow range is not blown up to the whole chart.
+    const min = Math.max(0, step * Math.floor(Math.min(lowest / step - 0.15, (max - NARROWEST) / step)));
+    if ((max - min) / step <= most) return { min, max, interval: step };
+  }
+  return { min: 0, max: 100, interval: 100 };
 }
 
 // Where an axis ends, or where the figures do if the library chooses the axis.

@@ -47,16 +47,19 @@ function real(key, figure) {
   return measure.unit === 'share' ? 100 * value : value;
 }
 
+// A minus, and not a hyphen, at which a line could break.
+const withMinus = (text) => text.replace('-', '−');
+
 function shown(key, figure) {
   if (figure === null || figure === undefined) return '–';
   const measure = MEASURES.get(key);
-  return measure.unit === 'share' ? `${real(key, figure).toFixed(1)}%` : real(key, figure).toFixed(measure.digits);
+  return measure.unit === 'share' ? `${real(key, figure).toFixed(1)}%` : withMinus(real(key, figure).toFixed(measure.digits));
 }
 
 function shownRange(key, bounds) {
   if (!bounds) return '';
   const digits = MEASURES.get(key).unit === 'share' ? 0 : Math.min(MEASURES.get(key).digits, 1);
-  return bounds.map((bound) => real(key, bound).toFixed(digits)).join(' to ');
+  return bounds.map((bound) => withMinus(real(key, bound).toFixed(digits))).join(' to ');
 }
 
 function titled(key) {

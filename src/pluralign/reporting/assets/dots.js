@@ -22,7 +22,7 @@ function runKeys(runs = [...RUNS.keys()]) {
   });
 }
 
-const dotsHeight = (lines) => 62 + (SEVERAL ? 26 : 22) * lines;
+const dotsHeight = (lines) => 68 + (SEVERAL ? 26 : 22) * lines;
 
 // How far a run's mark stands from the middle of its line, in pixels, so that intervals of two runs can be told apart.
 const aside = (run) => (RUNS.length === 2 ? (run === 0 ? -4 : 4) : 0);
@@ -38,7 +38,7 @@ function dotsOptions(lines, keys, across) {
   const names = Math.min(isNarrow() ? 96 : 180, 12 + 7 * Math.max(4, ...lines.map((line) => line.name.length)));
   const gap = isNarrow() ? 32 : 64;
   const width = (across - names - 8 - 22 - gap * (keys.length - 1)) / keys.length;
-  const grids = keys.map((_, panel) => ({ top: 30, bottom: 26, left: names + 8 + panel * (width + gap), width }));
+  const grids = keys.map((_, panel) => ({ top: 36, bottom: 26, left: names + 8 + panel * (width + gap), width }));
   return {
     grid: grids,
     title: keys.map((key, panel) => ({
@@ -64,7 +64,7 @@ function dotsOptions(lines, keys, across) {
 function endsOfDots(key, lines) {
   const values = lines.flatMap((line) => line.dots.flatMap((dot) => [dot.figure(key), ...((withIntervals(dot.run) && dot.bounds(key)) || [])]));
   const there = values.filter((value) => value !== null).map((value) => real(key, value));
-  return there.length ? ends(key, there) : {};
+  return there.length ? ends(key, there, isNarrow() ? 3 : 6) : {};
 }
 
 // A run's intervals and dots in one panel; a dot is [value, line, number of the line, id].

@@ -5,7 +5,7 @@ function startIdentities() {
   reveal('identities');
   runSelect('identities-run');
   const share = (figure) => (figure === null ? '–' : `${(figure / 10).toFixed(1)}%`);
-  const points = (figure) => `${figure > 0 ? '+' : ''}${(figure / 10).toFixed(1)}`;
+  const points = (figure) => `${figure > 0 ? '+' : ''}${withMinus((figure / 10).toFixed(1))}`;
   function show() {
     const heads = [['group'], ...['pairs', 'right identity', 'another', 'none', 'right less another, points'].map((title) => [title, 'number'])];
     const rows = RUNS[state.run].identities.map(([name, pairs, right, random, missing, apart, low, high]) => tableRow(named(name), [

@@ -57,7 +57,7 @@ function aboutCurves(curves) {
   const dashes = 'Dashes: the median on held-out rows.';
   if (!hasBands(curves)) return `A line a person, the median of all thick. ${dashes}`;
   return `Of ${counted(curves.people, 'person', 'people')}: the median as a line, half of them in the darker band, nine of ten in the lighter one. Thin lines are people, ` +
-    `the worst served and a fixed sample; point at one for the name. ${dashes}`;
+    `the worst served and a fixed sample; point at one for the name; of who is far out, choose the person to see the whole line. ${dashes}`;
 }
 
 function panel(box, title, unit, options) {
@@ -108,6 +108,7 @@ function band(curves, curve, low, high, opacity, colour) {
 function singleLines(curves, curve, colour) {
   const make = ([person, values]) => ({ coords: along(curves, values), person });
   const lines = curve.singles.map(make).filter((one) => one.coords.length > 1);
+  const chosen = curve.singles.filter(([person]) => person === state.person && person >= 0);
   const few = !hasBands(curves);
   const common = {
     type: 'lines',
@@ -119,7 +120,8 @@ function singleLines(curves, curve, colour) {
   };
   return [
     { ...common, data: lines.filter((one) => one.person !== state.person), lineStyle: { color: few ? colour : style('muted'), width: few ? 1.25 : 1, opacity: few ? 0.7 : 0.28 }, z: 2 },
-    { ...common, data: lines.filter((one) => one.person === state.person && one.person >= 0), lineStyle: { color: style('low'), width: 3, opacity: 1 }, z: 5 },
+    // As a line of its own it has a say in where the axis ends.
+    ...chosen.map(([, values]) => ({ ...line(curves, values, style('low'), { width: 3 }), z: 5 })),
   ];
 }
 
