@@ -44,14 +44,15 @@ class Part:
     def digest(self) -> str:
         """Of everything that decides the result but versions."""
         table = TABLES[self.table]
-        how = {**MODULE, "steps": table.steps} if self.method == "gpo" else FORMS.get(self.method, 1)
+        # What is changed of our form is of that form, too.
+        how = {**MODULE, "steps": table.steps} if self.method == "gpo" else FORMS.get(self.method.split(",")[0], 1)
         what = [asdict(self), how, list(table.sizes), table.least]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
     def kept(self, work: Path) -> Path:
         """Where its result lies."""
         name = f"{self.table}-{self.protocol}-{self.method}-s{self.seed}-{self.digest}.json"
-        return work / "cells" / name.replace(" ", "_")
+        return work / "cells" / name.replace(" ", "_").replace(",", "")
 
 
 def parts(table: str, methods: Sequence[str] = METHODS, seeds: Iterable[int] = SPLITS) -> list[Part]:
@@ -66,6 +67,8 @@ def result_of(part: Part, data: Path, work: Path) -> dict[str, Any]:
 
 
 def _made(part: Part, data: Path) -> dict[str, Any]:
+    from ideas import idea
+
     from pluralign.config import ModuleTrainingConfig
     from pluralign.fewshot.comparison import cells_of
     from pluralign.fewshot.methods import methods
@@ -75,8 +78,8 @@ def _made(part: Part, data: Path) -> dict[str, Any]:
     table = TABLES[part.table]
     one = split(answers, part.protocol, list(table.sizes), least=table.least, seed=part.seed)
     began = time.process_time()
-    module = ModuleTrainingConfig(**MODULE, steps=table.steps)
-    cells = cells_of(part.method, methods(module, seed=0)[part.method], one, points)
+    there = methods(ModuleTrainingConfig(**MODULE, steps=table.steps), seed=0)
+    cells = cells_of(part.method, there.get(part.method) or idea(part.method), one, points)
     rows = [asdict(cell) for cell in cells]
     return {**asdict(part), "digest": part.digest, "seconds": round(time.process_time() - began, 1), "rows": rows}
 

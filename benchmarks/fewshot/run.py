@@ -2,15 +2,16 @@
 
     python benchmarks/fewshot/run.py compare --on countries --data DIR     # and personas, raters, annotators, world
     python benchmarks/fewshot/run.py intervals --on countries --data DIR   # on other splits
+    python benchmarks/fewshot/run.py ideas --on countries --data DIR       # ours without one of its choices
     python benchmarks/fewshot/run.py active --on countries --data DIR
     python benchmarks/fewshot/run.py race --on countries --data DIR --seconds 3600
     python benchmarks/fewshot/run.py speed
     python benchmarks/fewshot/run.py table --of compare-countries          # from the committed results
     python benchmarks/fewshot/run.py plot --of compare-countries           # likewise
 
-DIR is the folder of the published data (docs/real-text.md); the world and `speed` need none. `compare` and `intervals`
-are grids of cells that go on where they were stopped; cells that are there, below `--work` or in the results, are not
-made again.
+DIR is the folder of the published data (docs/real-text.md); the world and `speed` need none. `compare`, `intervals`
+and `ideas` are grids of cells that go on where they were stopped; cells that are there, below `--work` or in the
+results, are not made again.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import grid  # isort: skip  (before anything that imports numpy: it says how man
 
 import comparing
 from active import active, active_table
+from ideas import CHANGES
 from printing import OURS, SPREAD, against_table, compare_table, plot_results, width_table
 from racing import race, race_table
 from tables import TABLES
@@ -33,10 +35,16 @@ from timing import speed, speed_table
 
 RESULTS = Path(__file__).parent / "results"
 PLOTS = Path(__file__).parents[2] / "docs" / "methods"
-
+GRIDS = {
+    "compare": comparing.parts,
+    "intervals": lambda table: comparing.parts(table, [OURS, SPREAD], comparing.FRESH),
+    "ideas": lambda table: comparing.parts(table, [OURS, *CHANGES]),
+}
+"""Stage -> its cells on a table."""
 TABLES_OF = {
     "compare": (compare_table, against_table),
     "intervals": (width_table,),
+    "ideas": (compare_table,),
     "active": (active_table,),
     "race": (race_table,),
     "speed": (speed_table,),
@@ -62,7 +70,7 @@ def main() -> int:
             write_json(path, {**grid.head(command), **found})
         return 0
     command += f" --on {arguments.on}" + ("" if arguments.on == "world" else " --data DIR")
-    if arguments.stage in ("compare", "intervals"):
+    if arguments.stage in GRIDS:
         compare(arguments, command)
         return 0
     path = RESULTS / f"{arguments.stage}-{arguments.on}.json"
@@ -77,14 +85,10 @@ def main() -> int:
 
 def compare(arguments: argparse.Namespace, command: str) -> None:
     """Make the cells that are not there, and put together those that are."""
-    results = RESULTS / f"{arguments.stage}-{arguments.on}.json"
-    if arguments.stage == "compare":
-        cells = comparing.parts(arguments.on)
-    else:
-        cells = comparing.parts(arguments.on, [OURS, SPREAD], comparing.FRESH)
+    results, cells = RESULTS / f"{arguments.stage}-{arguments.on}.json", GRIDS[arguments.stage](arguments.on)
     grid.unpack(results, cells, arguments.work)
     for cell in cells:
-        if cell.method in arguments.methods and not cell.kept(arguments.work).exists():
+        if cell.method in (arguments.methods or [cell.method]) and not cell.kept(arguments.work).exists():
             made = comparing.result_of(cell, arguments.data, arguments.work)
             print(f"{cell.kept(arguments.work).stem}, {made['seconds']} s", flush=True)
     there = [
@@ -99,10 +103,10 @@ def compare(arguments: argparse.Namespace, command: str) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["compare", "intervals", "active", "race", "speed", "table", "plot"])
+    parser.add_argument("stage", choices=[*GRIDS, "active", "race", "speed", "table", "plot"])
     parser.add_argument("--on", choices=list(TABLES), default="world", help="table of answers")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the published data")
-    parser.add_argument("--methods", nargs="+", choices=comparing.METHODS, default=list(comparing.METHODS))
+    parser.add_argument("--methods", nargs="+", help="of a grid; all of them by default")
     parser.add_argument("--work", type=Path, default=Path("runs/fewshot"), help="folder of cells that are finished")
     parser.add_argument("--seconds", type=float, default=3600.0, help="of one core, for the module in `race`")
     parser.add_argument("--of", default="compare-world", help="results to print or draw")

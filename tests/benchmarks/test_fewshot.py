@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "fewshot"
-NAMES = ("run", "active", "comparing", "printing", "racing", "tables", "timing")
+NAMES = ("run", "active", "comparing", "ideas", "printing", "racing", "tables", "timing")
 
 
 @pytest.fixture(scope="module", autouse=True)
