@@ -31,8 +31,9 @@ BLOCKED = "blocked"
 """Name of this kernel among transformers' attention implementations."""
 BLOCK = 128
 """Queries of a piece at most: fewer leave less to hide in the causal part, more make larger matrix products."""
-PIECE_COST = 2**14
-"""What handling a piece costs beside its products, in attention weights: of short rows cut in many ways it is most."""
+PIECE_COST = 2**16
+"""What handling a piece costs beside its products, in attention weights: of short rows cut in many ways it is most.
+Products of a shape that was not there before take much longer than the next ones, in bfloat16 most of all."""
 POSITION_COST = 64
 """What a query or key of a piece costs beside the products: it is moved, and so is what comes back for it."""
 MASKED_ALIKE, MASKED_APART = 8, 4

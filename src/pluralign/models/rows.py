@@ -16,6 +16,9 @@ PaddingSide = Literal["left", "right"]
 
 PADDING = -1
 """Segment of a position that holds nothing."""
+LENGTH_STEP = 8
+"""Rows of unequal lengths are filled up to a multiple of this: libraries of matrix products prepare themselves for
+every new shape, which on a CPU can take ten times as long as the product."""
 
 
 @dataclass
@@ -130,6 +133,12 @@ def _row(prompt: list[int], responses: Sequence[tuple[int, list[int]]], *, first
     return row
 
 
+def filled_width(lengths: Sequence[int]) -> int:
+    """T of a batch with rows of these lengths, in tokens."""
+    longest = max(lengths)
+    return longest if min(lengths) == longest else -(-longest // LENGTH_STEP) * LENGTH_STEP
+
+
 def _pad(
     rows: Sequence[_Row],
     lengths: list[list[int]],
@@ -139,7 +148,7 @@ def _pad(
     layout: Layout,
     padding_side: PaddingSide,
 ) -> ResponseBatch:
-    width = max(len(row.tokens) for row in rows)
+    width = filled_width([len(row.tokens) for row in rows])
     tokens, positions, segments = [], [], []
     predict_at: list[int] = []
     labels: list[int] = []

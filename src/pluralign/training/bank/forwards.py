@@ -15,7 +15,7 @@ from pluralign.models.bank import NONE, LoraBank
 from pluralign.models.flex import BLOCK, pack
 from pluralign.models.logprobs import branch_logps
 from pluralign.models.masks import FLEX, attention_kernel, causal_lm
-from pluralign.models.rows import examples_of
+from pluralign.models.rows import examples_of, filled_width
 from pluralign.objectives import Losses, Objective
 from pluralign.objectives.composition import Reference, each
 from pluralign.training.bank.means import SlotMeans
@@ -176,8 +176,8 @@ class Forwards:
 
     def _pack(self, units: Sequence[Unit]) -> Iterator[list[Unit]]:
         """Units of like length together, as many as the budget of tokens allows."""
-        sizes = [unit_size(self._lengths(unit), shared=self.collator.layout == "shared") for unit in units]
-        for numbers in packed(sizes, tokens=self.tokens, copies=2 if self.from_forward else 1):
+        widths = [row_widths(self._lengths(unit), shared=self.collator.layout == "shared") for unit in units]
+        for numbers in packed(widths, tokens=self.tokens, copies=2 if self.from_forward else 1):
             # A person's rows stand side by side: the bank then takes them in one product.
             yield sorted((units[number] for number in numbers), key=lambda unit: unit.slot)
 
@@ -191,8 +191,8 @@ class Forwards:
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
 
-def unit_size(examples: Iterable[tuple[int, Sequence[int]]], *, shared: bool) -> tuple[int, int]:
-    """Widest row and number of rows of a unit.
+def row_widths(examples: Iterable[tuple[int, Sequence[int]]], *, shared: bool) -> list[int]:
+    """Tokens of every row of some examples.
 
     Args:
         examples: of each, tokens of the prompt and of every response.
@@ -202,24 +202,24 @@ def unit_size(examples: Iterable[tuple[int, Sequence[int]]], *, shared: bool) ->
     for prompt, responses in examples:
         together = shared or not any(responses)
         widths += [prompt + sum(responses)] if together else [prompt + one for one in responses if one]
-    return max(widths), len(widths)
+    return widths
 
 
-def packed(sizes: Sequence[tuple[int, int]], *, tokens: int, copies: int = 1) -> Iterator[list[int]]:
+def packed(units: Sequence[Sequence[int]], *, tokens: int, copies: int = 1) -> Iterator[list[int]]:
     """Which units go through a forward together: those of like length, as many as the budget allows.
 
     Args:
-        sizes: `unit_size` of every unit.
-        tokens: of one forward, padding included.
+        units: `row_widths` of each.
+        tokens: of one forward; what filling up to a multiple adds is not looked at.
         copies: how often every row is in it.
 
     Yields:
-        Numbers of units; the first one is the widest.
+        Numbers of units, the widest first.
     """
     pack: list[int] = []
     rows = widest = 0
-    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number][0]):
-        width, more = sizes[number]
+    for number in sorted(range(len(units)), key=lambda number: -max(units[number])):
+        width, more = max(units[number]), len(units[number])
         if pack and copies * (rows + more) * widest > tokens:
             yield pack
             pack, rows = [], 0
@@ -228,6 +228,11 @@ def packed(sizes: Sequence[tuple[int, int]], *, tokens: int, copies: int = 1) ->
         rows += more
     if pack:
         yield pack
+
+
+def tokens_of(widths: Sequence[int]) -> int:
+    """Tokens of a forward of rows of these widths, padding included."""
+    return len(widths) * filled_width(widths)
 
 
 def _with_keys(batches: Sequence[Sequence[Example]], seed: int, step: int) -> list[list[tuple[Example, int]]]:

@@ -13,7 +13,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from pluralign.training.arguments import personal_arguments
-from pluralign.training.bank.forwards import packed, unit_size
+from pluralign.training.bank.forwards import packed, row_widths, tokens_of
 from pluralign.training.bank.schedule import Schedule
 from pluralign.training.callbacks import CheckpointFlow
 from pluralign.training.people import person_seed
@@ -186,21 +186,21 @@ class Counter:
 
     def _validation(self, steps: Mapping[int, int], tokens: int) -> Work:
         due = [number for number, step in steps.items() if step + 1 in self.learnings[number].flow.validations]
-        units = [unit_size([row], shared=self._shared) for number in due for row in self.learnings[number].held_out]
+        units = [row_widths([row], shared=self._shared) for number in due for row in self.learnings[number].held_out]
         return self._packed(units, tokens) if units else Work()
 
-    def _units(self, one: Learning, step: int) -> Iterator[tuple[int, int]]:
+    def _units(self, one: Learning, step: int) -> Iterator[list[int]]:
         for batch in one.schedule.batches(step):
             rows = [one.rows[number] for number in batch]
             groups = [rows] if self.run.objective.couples_examples else [[row] for row in rows]
-            yield from (unit_size(group, shared=self._shared) for group in groups)
+            yield from (row_widths(group, shared=self._shared) for group in groups)
 
-    def _packed(self, units: Sequence[tuple[int, int]], tokens: int) -> Work:
+    def _packed(self, units: Sequence[list[int]], tokens: int) -> Work:
         copies = 2 if self.run.worker.runs_reference else 1
         work = Work()
         for pack in packed(units, tokens=tokens, copies=copies):
-            rows = sum(units[number][1] for number in pack)
-            work += Work(1, copies * rows * units[pack[0]][0])
+            widths = [width for number in pack for width in units[number]]
+            work += Work(1, copies * tokens_of(widths))
         return work
 
     @property
@@ -224,8 +224,8 @@ class Counter:
         return forwards, scored
 
     def _batch(self, rows: Sequence[Lengths]) -> Work:
-        widest, number = unit_size(rows, shared=self._shared)
-        return Work(1, (2 if self.run.worker.runs_reference else 1) * widest * number)
+        widths = row_widths(rows, shared=self._shared)
+        return Work(1, (2 if self.run.worker.runs_reference else 1) * tokens_of(widths))
 
 
 def flow_of(arguments: TrainingArguments, schedule: Schedule) -> Flow:

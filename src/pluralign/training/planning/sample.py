@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainingArguments
 from pluralign.config import TrainConfig
 from pluralign.models.anchoring import Anchored
 from pluralign.training.arguments import training_arguments
-from pluralign.training.bank.forwards import Unit, packed, unit_size
+from pluralign.training.bank.forwards import Unit, packed, row_widths, tokens_of
 from pluralign.training.bank.learner import Learner
 from pluralign.training.bank.loop import BankPopulation
 from pluralign.training.bank.snapshots import Snapshot
@@ -104,10 +104,10 @@ class _Bank(BankPopulation):
 
     def _work(self, units: Sequence[Unit]) -> Work:
         shared = self.forwards.collator.layout == "shared"
-        sizes = [unit_size(self.forwards._lengths(unit), shared=shared) for unit in units]
+        widths = [row_widths(self.forwards._lengths(unit), shared=shared) for unit in units]
         copies = 2 if self.forwards.from_forward else 1
-        packs = list(packed(sizes, tokens=self.forwards.tokens, copies=copies))
-        tokens = sum(sizes[pack[0]][0] * sum(sizes[number][1] for number in pack) for pack in packs)
+        packs = list(packed(widths, tokens=self.forwards.tokens, copies=copies))
+        tokens = sum(tokens_of([one for number in pack for one in widths[number]]) for pack in packs)
         return Work(len(packs), copies * tokens)
 
     def _fill(self) -> None:
