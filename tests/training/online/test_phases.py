@@ -150,6 +150,32 @@ def test_other_references_are_what_they_say(make_rows: Make, make_online: Make, 
     assert max(gaps) > 0.01, "a reference that stays where it was is not the sampler"
 
 
+def test_an_average_takes_its_share_of_the_policy_after_every_phase(
+    make_rows: Make, make_online: Make, counting: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pluralign.training.online.population import OnlinePopulation
+
+    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    move = OnlinePopulation._move_references
+
+    def noted(self: OnlinePopulation, phase: int) -> None:
+        there = [(self.compared[user].clone(), self.bank.matrix[one.slot].clone()) for user, one in self.cohort.items()]
+        move(self, phase)
+        seen.extend((before, policy, self.compared["a"].clone()) for before, policy in there)
+
+    monkeypatch.setattr(OnlinePopulation, "_move_references", noted)
+    config = make_online(make_rows("a", pairs=16), reference={"policy": "ema", "ema": 0.75}, pairs={"phases": 3})
+    online(config, counting())
+    assert len(seen) == 2, "after the last phase nothing is compared any more"
+    for before, policy, after in seen:
+        torch.testing.assert_close(after, 0.75 * before + 0.25 * policy)
+        assert not torch.equal(before, policy)
+    assert torch.equal(seen[1][0], seen[0][2])
+    last = read_pairs(Path(config.output_dir) / "phases" / "0002" / "pairs-0000.jsonl")
+    gaps = [abs(pair.references[0] - pair.chosen.logp) for pair in last if pair.references]
+    assert len(gaps) == len(last) and max(gaps) > 0.01, "what lies between is not the sampler"
+
+
 def test_extrapolation_goes_beyond_what_was_learned_and_ends_with_what_was(
     make_rows: Make,
     make_online: Make,
