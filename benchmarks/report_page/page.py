@@ -1,7 +1,7 @@
 """How large the report of many people is, and how soon it answers: pages of made-up runs in a headless Chromium.
 
-    python benchmarks/report_page/page.py            # makes the runs, writes their pages, measures; some minutes of one core
-    python benchmarks/report_page/page.py --table    # the committed results
+    python benchmarks/report_page/page.py  # makes the runs, writes their pages, measures; some minutes of one core
+    python benchmarks/report_page/page.py --table  # the committed results
 
 Needs Chromium (Debian: `apt-get install chromium`). Runs are those of the tests: documented files with drawn figures, a
 person with 12 to 40 held-out pairs, 200 probes, 12 positions of curves, a cross table with eight others, four answers.

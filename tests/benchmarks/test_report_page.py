@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_table_of_the_page_is_that_of_the_results():
-    folder = ROOT / "benchmarks" / "report"
+    folder = ROOT / "benchmarks" / "report_page"
     spec = spec_from_file_location("report_page", folder / "page.py")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
