@@ -17,8 +17,9 @@ from pluralign.training import train
 from pluralign.world import World
 
 EVERY = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-METHODS = [name for name in EVERY if "pairs" not in preset(name)]
-"""Those that learn from a table; the others are in `online/test_online_presets.py`."""
+METHODS = [name for name in EVERY if not {"pairs", "predictor"} & preset(name).keys()]
+"""Those that train a policy on a table; others sample their pairs (`online/test_online_presets.py`) or train no policy
+(`tests/test_resolve.py`)."""
 UNPAIRED = {"kto", "rpo-unpaired"}
 ALONE = {"gr-dpo", "gr-ipo", "gr-bapo"}
 """Those that the bank refuses."""
