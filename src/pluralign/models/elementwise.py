@@ -14,7 +14,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +39,10 @@ def quicken(model: nn.Module) -> None:
     for module in model.modules():
         if "forward" in vars(module):
             continue
-        offset = _offset(module)
-        if offset is not None:
+        form = _form(module)
+        if form is not None:
             # Reached through the instance: other models of the class stay as they are.
-            module.forward = functools.partial(_norm, module, offset)
+            module.forward = functools.partial(_norm, module, form)
         elif isinstance(getattr(module, "inv_freq", None), Tensor) and _knows_rotation(type(module).__module__):
             module.register_forward_hook(_mark)
 
@@ -55,9 +55,17 @@ def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return _RMSNorm.apply(hidden, weight, epsilon)
 
 
-def _offset(module: nn.Module) -> float | None:
-    """What a norm adds to its weight, or None where the module is no RMS norm of float32."""
-    weight, epsilon = getattr(module, "weight", None), _epsilon(module)
+class _Form(NamedTuple):
+    """What an RMS norm adds to its weight, and to the mean of squares."""
+
+    offset: float
+    epsilon: float
+
+
+def _form(module: nn.Module) -> _Form | None:
+    """How a norm computes; None where the module is no RMS norm of float32."""
+    weight = getattr(module, "weight", None)
+    epsilon = next((value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)), None)
     names = [name for name, _ in module.named_parameters()]
     if names != ["weight"] or weight is None or epsilon is None or list(module.buffers()):
         return None
@@ -73,13 +81,8 @@ def _offset(module: nn.Module) -> float | None:
             return None
         for offset in _OFFSETS:
             if _alike(own, rms_norm(probe, weight + offset, epsilon)):
-                return offset
+                return _Form(offset, epsilon)
     return None
-
-
-def _epsilon(module: nn.Module) -> float | None:
-    found = [value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)]
-    return found[0] if found else None
 
 
 def _alike(one: Any, other: Tensor) -> bool:
@@ -87,13 +90,11 @@ def _alike(one: Any, other: Tensor) -> bool:
     return same and bool((one - other).abs().max() <= _TOLERANCE * other.abs().max())
 
 
-def _norm(module: nn.Module, offset: float, hidden: Tensor) -> Tensor:
+def _norm(module: nn.Module, form: _Form, hidden: Tensor) -> Tensor:
     weight = module.weight
     if not hidden.dtype == weight.dtype == torch.float32 or not hidden.device.type == weight.device.type == "cpu":
         return type(module).forward(module, hidden)
-    epsilon = _epsilon(module)
-    assert epsilon is not None
-    return rms_norm(hidden, weight + offset if offset else weight, epsilon)
+    return rms_norm(hidden, weight + form.offset if form.offset else weight, form.epsilon)
 
 
 class _RMSNorm(torch.autograd.Function):
