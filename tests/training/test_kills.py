@@ -72,12 +72,15 @@ def test_a_few_kills(engine: str, run: Any, make_rows: Any, make_config: Any, we
     _same(weights, users, Path(undisturbed.output_dir), Path(config.output_dir))
 
 
-def test_group_weights_go_on_where_they_were(run: Any, make_rows: Any, make_config: Any, weights: Any) -> None:
-    """Kills of a run whose weights over groups move with every step, and rows are drawn for it."""
-    table = [{**row, "group": row.pop("user")} for row in make_rows(["a", "b"], 16)]
+@pytest.mark.parametrize("engine", ENGINES)
+def test_group_weights_go_on_where_they_were(
+    engine: str, run: Any, make_rows: Any, make_config: Any, weights: Any
+) -> None:
+    """Kills of a run whose weights over groups move with every step."""
+    users = ["a", "b", "c"] if engine == "bank" else ["a"]
+    table = make_rows(users, 16, group=lambda number: "xy"[number % 3 // 2])
     seat = {"groups": GroupWeightingConfig(by="worst", step_size=1.0, step_factor=0.5)}
-    parameters = {**SETTINGS["parameters"], "per": "none"}
-    settings = {**SETTINGS, "parameters": parameters, "weighting": seat, "engine": "trainer"}
+    settings = {**SETTINGS, "weighting": seat, **ENGINES[engine]}
     undisturbed = make_config(table, "undisturbed", **settings)
     whole = run(undisturbed)
     assert whole["status"] == 0
@@ -86,7 +89,7 @@ def test_group_weights_go_on_where_they_were(run: Any, make_rows: Any, make_conf
     for share in (0.4, 0.3, 0.2):
         assert run(config, die_at=round(whole["events"] * share))["status"] == KILLED
     assert run(config)["status"] == 0
-    _same(weights, ["_all"], Path(undisturbed.output_dir), Path(config.output_dir))
+    _same(weights, users, Path(undisturbed.output_dir), Path(config.output_dir))
 
 
 @pytest.mark.slow

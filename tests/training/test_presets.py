@@ -1,5 +1,5 @@
 """Every preset by the same rows: it lowers its own objective, goes on after an interruption, and trains people
-together or refuses by name."""
+together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from pluralign.config import TrainConfig
-from pluralign.errors import InputError
 from pluralign.resolve import PRESETS, preset, resolve
 from pluralign.training import train
 from pluralign.world import World
@@ -21,8 +20,6 @@ METHODS = [name for name in EVERY if not {"pairs", "predictor"} & preset(name).k
 """Those that train a policy on a table; others sample their pairs (`online/test_online_presets.py`) or train no policy
 (`tests/test_resolve.py`)."""
 UNPAIRED = {"kto", "rpo-unpaired"}
-ALONE = {"gr-dpo", "gr-ipo", "gr-bapo"}
-"""Those that the bank refuses."""
 STEPS = 20
 QUICK = ("dpo", "gr-dpo", "kto", "mrpo", "rpo")
 """One of each kind of seat; `make test-all` runs the others, too."""
@@ -109,11 +106,7 @@ def test_preset(method: str, configured: Any, weights: Any, metrics: Any, monkey
 @pytest.mark.parametrize("method", METHODS)
 def test_preset_in_the_bank(method: str, configured: Any) -> None:
     config = configured(method, "bank", engine="bank", training={"max_steps": 2})
-    if method in ALONE:
-        with pytest.raises(InputError, match=f"method {method} cannot train people together"):
-            train(config)
-    else:
-        assert train(config).adapters
+    assert train(config).adapters
 
 
 @pytest.mark.parametrize("method", EVERY)

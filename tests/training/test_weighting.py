@@ -18,8 +18,9 @@ from pluralign.config import BaseAnchorConfig, GroupWeightingConfig, WeightingCo
 from pluralign.errors import InputError
 from pluralign.preferences.schema import Preference
 from pluralign.training import train
+from pluralign.training.ascent import AscentStep, GroupAscent
 from pluralign.training.batches import Draw, PreferenceCollator
-from pluralign.training.weighting import NO_GROUP, GroupAscent, Weighting
+from pluralign.training.weighting import NO_GROUP, Weighting
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "group_robust.json").read_text())
 CASES = {case["name"]: case for case in GOLDEN["cases"] if not case["inputs"]["importance_sampling"]}
@@ -64,6 +65,19 @@ def test_good_and_bad_completions_are_spread_evenly(sides: list[bool], seed: int
         assert abs(good - place * share) <= 1
 
 
+@pytest.mark.parametrize("by", ["importance", "sampling", "worst"])
+def test_other_rows_of_a_policy_keep_the_groups_and_their_weights(by: str) -> None:
+    first = weighting(by, preferences("aab"))
+    rows = preferences("bbbc")
+    later = Weighting(first.config, rows, among=first)
+    assert later.names == ["a", "b", "c"] and [later.group(row) for row in rows] == [1, 1, 1, 2]
+    assert later.ascent is first.ascent
+    # Who counts what is a matter of the rows that are there: no share is lost to a group that has none.
+    fresh = weighting(by, rows)
+    assert [later.weight(row) for row in rows] == pytest.approx([fresh.weight(row) for row in rows])
+    assert later.chances(rows) == fresh.chances(rows)
+
+
 def test_rows_for_an_anchor_belong_to_no_group() -> None:
     rows = preferences("ab")
     seat = weighting("worst", rows)
@@ -83,7 +97,7 @@ def test_a_group_may_be_any_column() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_batch_by_batch_the_weights_are_the_official_ones(name: str) -> None:
-    """The recorded losses through the state that the Trainer keeps: group weights, and what every loss counts."""
+    """The recorded losses through the state that a policy keeps: group weights, and what every loss counts."""
     inputs, expected = CASES[name]["inputs"], CASES[name]["expected"]
     sizes = torch.tensor(inputs["group_sizes"], dtype=torch.float64)
     settings = GroupWeightingConfig(
@@ -91,17 +105,20 @@ def test_batch_by_batch_the_weights_are_the_official_ones(name: str) -> None:
         step_size=inputs["step_size"],
         adjustment=inputs["adjustment_C"],
         scale="sum" if inputs["divide_by_totalcount"] else "mean",
+        update="batch",
     )
     ascent = GroupAscent(settings, [str(number) for number in range(len(sizes))], sizes)
     for batch, recorded in zip(inputs["micro_batches"], expected["steps"], strict=True):
         groups = torch.tensor(batch["group"])
         totals = torch.bincount(groups, minlength=len(sizes)).double()
         losses = torch.tensor(recorded["losses"], dtype=torch.float64)
-        ascent.move(torch.zeros_like(sizes).index_add(0, groups, losses), totals)
+        step = AscentStep(ascent, totals, rate=1.0)
+        factors = step.factors(losses, torch.ones_like(losses), groups)
+        step.end()
         weights = torch.tensor(recorded["group_weights"], dtype=torch.float64)
         torch.testing.assert_close(ascent.weights, weights, rtol=1e-6, atol=1e-9)
         counts = torch.tensor(recorded["per_example_weight"], dtype=torch.float64)
-        torch.testing.assert_close(ascent.row_factors(totals)[groups], counts, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(factors / totals.sum(), counts, rtol=1e-6, atol=1e-9)
 
 
 def test_the_step_size_follows_the_learning_rate() -> None:
@@ -258,12 +275,47 @@ def test_a_group_that_is_only_held_out_has_no_weight(
     assert "eval_group/z/loss" not in line
 
 
-def test_people_are_not_trained_together_by_the_worst_group(make_config: Any, make_rows: Any) -> None:
-    rows = make_rows(["a", "b"], group=lambda number: f"g{number % 2}")
-    config = grouped(make_config, rows, parameters={"per": "user"}, engine="bank")
-    with pytest.raises(InputError, match=r"cannot train people together .*weighting\.groups\.by worst"):
-        train(config)
-    assert set(train(replace(config, engine="auto")).adapters) == {"a", "b"}
+@pytest.mark.parametrize("update", ["step", "batch"])
+@pytest.mark.parametrize("method", ["dpo", "coupled"])
+def test_the_bank_equals_the_trainer(
+    update: str, method: str, make_config: Any, make_rows: Any, weights: Any, metrics: Any
+) -> None:
+    """Weights, losses and lines of people with groups of their own, whose forwards are everybody's."""
+    rows = [
+        row
+        for user, pairs, groups in (("a", 12, "xy"), ("b", 5, "z"), ("c", 17, "xyz"))
+        for row in make_rows([user], pairs, group=lambda number, groups=groups: groups[number % 4 % len(groups)])
+    ]
+    training = {
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 3,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 5e-3,
+        "lr_scheduler_type": "cosine",
+        "logging_steps": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "worst_group/loss",
+    }
+    changes: dict[str, Any] = {"training": training, "data": {"validation": 0.25}, "dtype": "float64"}
+    changes["weighting"] = {"groups": GroupWeightingConfig(by="worst", step_size=2.0, step_factor=0.5, update=update)}  # type: ignore[arg-type]
+    changes["parameters"] = {"per": "user"}
+    if method == "coupled":
+        changes["loss"] = {"type": "kto"}
+    alone = train(make_config(rows, "alone", engine="trainer", **changes))
+    bank = {"slots": 2, "batch_tokens": 300}
+    together = train(make_config(rows, "together", engine="bank", bank=bank, **changes))
+    moved = []
+    for user in "abc":
+        torch.testing.assert_close(
+            weights(together.adapters[user]), weights(alone.adapters[user]), rtol=1e-8, atol=1e-12
+        )
+        for one, other in zip(*(metrics(run.output_dir, user) for run in (alone, together)), strict=True):
+            assert list(one) == list(other)
+            for name, value in one.items():
+                if isinstance(value, float) and not name.endswith(("accuracies", "accuracy")):
+                    assert other[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+            moved += [value for name, value in other.items() if name.endswith("/weight")]
+    assert len({round(value, 6) for value in moved}) > 10
 
 
 @pytest.mark.parametrize(
@@ -284,13 +336,11 @@ def test_bad_settings_are_named(settings: Any, found: str, make_config: Any, tab
         train(make_config(table, parameters={"per": "none"}, weighting={"groups": seat}))
 
 
-@pytest.mark.parametrize(("by", "engine"), [("importance", "bank"), ("rows", "trainer")])
-def test_a_metric_that_nobody_measures(by: Any, engine: str, make_config: Any, make_rows: Any) -> None:
+@pytest.mark.parametrize("engine", ["bank", "trainer"])
+def test_a_metric_that_nobody_measures(engine: str, make_config: Any, make_rows: Any) -> None:
     training = {"metric_for_best_model": "worst_group/loss", "load_best_model_at_end": True}
-    rows = make_rows(["a"], group=lambda number: f"g{number % 2}")
-    seat = {"groups": GroupWeightingConfig(by=by)}
     with pytest.raises(InputError, match=r"metric_for_best_model is worst_group/loss"):
-        train(make_config(rows, weighting=seat, training=training, engine=engine))
+        train(make_config(make_rows(["a"]), training=training, engine=engine))
 
 
 def test_a_row_without_a_group_is_left_out_by_name(make_config: Any, make_rows: Any) -> None:

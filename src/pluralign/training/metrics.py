@@ -61,11 +61,6 @@ class GroupMeans:
         self.names = names
         self._sums: Tensor | None = None
 
-    def sums(self, values: Tensor, groups: Tensor) -> Tensor:
-        """[K] sums of values [B]; rows of no group (-1) are in none."""
-        found = values.new_zeros(len(self.names) + 1).index_add(0, groups % (len(self.names) + 1), values)
-        return found[: len(self.names)]
-
     def add(self, losses: Losses, weight: Tensor, groups: Tensor) -> None:
         """Add a batch: losses of an objective, weights [B] and numbers of groups [B]."""
         if not self.names:
@@ -74,7 +69,7 @@ class GroupMeans:
         hits = losses.terms.get("rewards/accuracies", torch.full_like(values, torch.nan))
         judged = ~hits.isnan() & (weight > 0)
         columns = (weight * values, weight, torch.where(judged, hits, 0), judged)
-        sums = torch.stack([self.sums(column.to(values.dtype), groups) for column in columns])
+        sums = torch.stack([group_sums(column.to(values.dtype), groups, len(self.names)) for column in columns])
         self._sums = sums if self._sums is None else self._sums + sums
 
     def take(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
@@ -94,3 +89,25 @@ class GroupMeans:
             found |= {f"group/{name}/{kind}": value for name, value in means.items()}
             found |= {f"worst_group/{kind}": worst(means.values())} if means else {}
         return found
+
+    def state(self) -> Tensor | None:
+        """The sums since the last `take`, for a snapshot."""
+        return self._sums
+
+    def load_state(self, sums: Tensor | None) -> None:
+        """Go on from a `state`."""
+        self._sums = sums
+
+
+def group_sums(values: Tensor, groups: Tensor, count: int) -> Tensor:
+    """Sums by group.
+
+    Args:
+        values: [B] float.
+        groups: [B] int64, in [0, K); a row of no group (-1) is in no sum.
+        count: K.
+
+    Returns:
+        [K] in the dtype of the values.
+    """
+    return values.new_zeros(count + 1).index_add(0, groups % (count + 1), values)[:count]

@@ -27,9 +27,9 @@ class Rows:
     train: Sequence[Anchored]
     held_out: Sequence[Anchored]
 
-    def weighting(self, config: WeightingConfig, objective: Objective) -> Weighting:
-        """What the rows count."""
-        return Weighting(config, [row.preference for row in self.train], counts=objective.counts)
+    def weighting(self, config: WeightingConfig, objective: Objective, *, among: Weighting | None = None) -> Weighting:
+        """What the rows count, among those of the person before them where there were any."""
+        return Weighting(config, [row.preference for row in self.train], counts=objective.counts, among=among)
 
 
 Hashes = Mapping[str, str]

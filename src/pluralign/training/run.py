@@ -123,7 +123,7 @@ class Run:
         self.arguments = training_arguments(config.training, output_dir=folder.path, device=config.device)
         check_sharding(config, self.arguments)
         self.together = uses_bank(config, self.arguments)
-        check_best_metric(config, together=self.together)
+        check_best_metric(config)
         if config.engine == "ray":
             check_cluster(self.arguments)
         self.probes = _read_probes(config)

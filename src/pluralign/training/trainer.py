@@ -23,11 +23,12 @@ from pluralign.errors import PersonError
 from pluralign.models.logprobs import branch_logps
 from pluralign.objectives import Losses, Objective
 from pluralign.objectives.composition import Reference, each
+from pluralign.training.ascent import AscentStep
 from pluralign.training.batches import AnchoredDataset, Batch, EpochSampler, PreferenceCollator
 from pluralign.training.callbacks import CheckpointFlow
 from pluralign.training.checkpoints import checkpoint_path, publish, remove_others, staging_path
 from pluralign.training.ema import FollowPolicy, MovingReference
-from pluralign.training.metrics import GroupMeans, MetricMeans
+from pluralign.training.metrics import GroupMeans, MetricMeans, group_sums
 
 
 class PreferenceTrainer(Trainer):
@@ -80,8 +81,7 @@ class PreferenceTrainer(Trainer):
         weighting = train_dataset.weighting
         self._groups = GroupMeans(weighting.names if weighting else [])
         self.ascent = weighting.ascent if weighting else None
-        # Of the step under way, by group: sums of weighted losses, and of weights.
-        self._step_sums = self._step_totals = torch.zeros(len(self._groups.names))
+        self._ascent_step: AscentStep | None = None
         super().__init__(
             model=model,
             args=args,
@@ -115,37 +115,14 @@ class PreferenceTrainer(Trainer):
         self._means.add(losses.terms, inputs["counts"])
         self._groups.add(losses, inputs["weight"], inputs["group"])
         weight = inputs["weight"]
-        if self.ascent is not None:
-            weight = weight * self._ascend(losses.per_example.detach(), inputs)
+        if self._ascent_step is not None:
+            weight = weight * self._ascent_step.factors(losses.per_example.detach(), weight, inputs["group"])
         weighted = (weight * losses.per_example).sum()
         total = inputs["weight"].sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         # DDP and FSDP average gradients over processes; the division is by the sum of all of them already. A step whose
         # weights are all 0 has the loss 0.
         loss = self.accelerator.num_processes * weighted / total.clamp(min=torch.finfo(weighted.dtype).tiny)
         return (loss, losses) if return_outputs else loss
-
-    def _ascend(self, losses: Tensor, inputs: Batch) -> Tensor:
-        """What each row's weight is multiplied by, [B]: after the mean over the step's rows, the robust loss is left.
-
-        Rows without a group keep their share of the step; those with one share the rest as their groups' weights say.
-        """
-        assert self.ascent is not None
-        weight, group = inputs["weight"], inputs["group"]
-        sums = self._groups.sums(weight * losses, group)
-        if self.ascent.settings.update == "batch":
-            sums, totals = (self._sum_over_processes(one) for one in (sums, self._groups.sums(weight, group)))
-            # A loss that is no number is found before the step is made, and ends the training with its reason.
-            if bool(sums.isfinite().all()):
-                self.ascent.move(sums.cpu(), totals.cpu(), rate=self._rate)
-        else:
-            self._step_sums, totals = self._step_sums + sums, self._step_totals
-        factors = self.ascent.row_factors(totals.cpu()) * float(totals.sum())
-        return torch.cat([factors, factors.new_ones(1)]).to(weight)[group]
-
-    @property
-    def _rate(self) -> float:
-        """The learning rate as a share of its peak."""
-        return float(self._get_learning_rate()) / self.args.learning_rate
 
     def _losses(self, model: nn.Module, inputs: Batch) -> Losses:
         responses = inputs["responses"]
@@ -200,9 +177,14 @@ class PreferenceTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         weight = torch.stack([batch["weight"].sum() for batch in batches]).sum() if batches else torch.zeros(())
         if self.ascent is not None and batches:
-            totals = torch.stack([self._groups.sums(batch["weight"], batch["group"]) for batch in batches]).sum(dim=0)
-            self._step_totals = self._sum_over_processes(totals.to(device))
-            self._step_sums = torch.zeros_like(self._step_totals)
+            count = len(self.ascent.names)
+            totals = torch.stack([group_sums(batch["weight"], batch["group"], count) for batch in batches]).sum(dim=0)
+            self._ascent_step = AscentStep(
+                self.ascent,
+                self._sum_over_processes(totals.to(device)),
+                rate=float(self._get_learning_rate()) / self.args.learning_rate,
+                over_processes=self._sum_over_processes,
+            )
         return batches, self.accelerator.reduce(weight.to(device), "sum")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -210,8 +192,7 @@ class PreferenceTrainer(Trainer):
         if "loss" in logs:
             logs |= self._means.take(self._sum_over_processes) | self._groups.take(self._sum_over_processes)
             if self.ascent is not None:
-                weights = zip(self.ascent.names, self.ascent.weights.tolist(), strict=True)
-                logs |= {f"group/{name}/weight": value for name, value in weights}
+                logs |= self.ascent.logged
         super().log(logs, start_time)
 
     def evaluation_loop(
@@ -259,9 +240,8 @@ class PreferenceTrainer(Trainer):
                 raise FloatingPointError(
                     f"the {name} is not finite (NaN or infinite) at step {self.state.global_step + 1}"
                 )
-        if self.ascent is not None and self.ascent.settings.update == "step":
-            sums = self._sum_over_processes(self._step_sums)
-            self.ascent.move(sums.cpu(), self._step_totals.cpu(), rate=self._rate)
+        if self._ascent_step is not None:
+            self._ascent_step.end()
         return norm
 
     # ---- order of the rows ----

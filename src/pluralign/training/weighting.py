@@ -6,18 +6,15 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from pluralign.config import GroupWeightingConfig, TrainConfig, WeightingConfig
 from pluralign.errors import InputError
-from pluralign.objectives import group_coefficients, group_scales, importance_weights, update_group_weights
+from pluralign.objectives import importance_weights
 from pluralign.preferences.schema import Preference
-from pluralign.storage import read_json, write_json
+from pluralign.training.ascent import GroupAscent
 
-STATE_FILE = "group_weights.json"
 NO_GROUP = -1
 """Group of rows without a response of the pair: they are there for an anchor, and belong to nobody."""
 
@@ -32,6 +29,8 @@ class Weighting:
         config: the seat.
         train: rows to learn from.
         counts: says of a row's responses whether it has a loss of its own, to be divided by (`Objective.counts`).
+        among: what earlier rows of the same policy counted: its groups keep their numbers, and the weights that follow
+            their losses go on.
 
     Attributes:
         names: the groups, in order of first appearance; none where groups do not count.
@@ -47,22 +46,29 @@ class Weighting:
         train: Sequence[Preference],
         *,
         counts: Callable[[Collection[str]], bool] = lambda responses: True,
+        among: Weighting | None = None,
     ) -> None:
         self.config, self._counts = config, counts
         groups = config.groups
         rows = [row for row in train if _has_side(row)] if groups.by != "rows" else []
-        # N_g is of rows that have a loss; a group without any is still one, and weighs nothing.
-        sizes = Counter({_group(row, groups.column): 0 for row in rows})
+        # N_g is of rows that have a loss; a group without any (now, or in a phase of an online run) is still one.
+        known = among.names if among is not None else []
+        sizes = Counter(dict.fromkeys([*known, *(_group(row, groups.column) for row in rows)], 0))
         sizes.update(_group(row, groups.column) for row in rows if counts(row.responses))
-        self.names = list(sizes)
+        self.names: list[str] = list(sizes)
         self._numbers = {name: number for number, name in enumerate(self.names)}
-        self._sizes = torch.tensor([max(size, 1) for size in sizes.values()], dtype=torch.float64)
+        counted = torch.tensor(list(sizes.values()), dtype=torch.float64)
+        self._sizes = counted.clamp(min=1)
+        self._mean_chance = float((counted > 0).sum() / counted.sum())
         self._factors = [1.0] * len(self.names)
-        # Whoever has no rows yet (an online run samples them) has no groups.
-        if groups.by == "importance" and self.names:
+        if groups.by == "importance" and counted.sum() > 0:
             shares = importance_weights(self._sizes)
-            self._factors = (shares * self._sizes.sum() / (shares * self._sizes).sum()).tolist()
-        self.ascent = GroupAscent(groups, self.names, self._sizes) if groups.by == "worst" else None
+            self._factors = (shares * counted.sum() / (shares * counted).sum()).tolist()
+        self.ascent: GroupAscent | None = None
+        if among is not None:
+            self.ascent = among.ascent
+        elif groups.by == "worst" and self.names:
+            self.ascent = GroupAscent(groups, self.names, self._sizes)
 
     def weight(self, row: Preference) -> float:
         """What a row counts, >= 0."""
@@ -82,69 +88,8 @@ class Weighting:
         """What each row is drawn in proportion to, or None where every row comes once an epoch."""
         if self.config.groups.by != "sampling":
             return None
-        mean = len(self.names) / float(self._sizes.sum())
         numbers = [self.group(row) for row in rows]
-        return [mean if number == NO_GROUP else 1 / float(self._sizes[number]) for number in numbers]
-
-
-class GroupAscent:
-    """Group-robust weights alpha on the simplex, and what they make a row count (see `objectives/group_weights.py`).
-
-    Args:
-        settings: step size, trade-off, scale and so on.
-        names: the K groups.
-        sizes: [K] float64, rows to learn from in each.
-
-    Attributes:
-        weights: alpha, [K] float64.
-    """
-
-    def __init__(self, settings: GroupWeightingConfig, names: Sequence[str], sizes: Tensor) -> None:
-        self.settings, self.names, self.sizes = settings, list(names), sizes
-        self.weights = torch.full_like(sizes, 1 / max(len(names), 1))
-
-    def row_factors(self, totals: Tensor) -> Tensor:
-        """What a row's weight is multiplied by, by its group: then the sum over rows is the robust loss.
-
-        Args:
-            totals: [K], sums of the weights of the rows that the loss is of.
-
-        Returns:
-            [K] float64.
-        """
-        coefficients = group_coefficients(self.weights, trade_off=self.settings.trade_off)
-        return coefficients * self._scales(totals)
-
-    def move(self, sums: Tensor, totals: Tensor, *, rate: float = 1.0) -> None:
-        """One step of the ascent.
-
-        Args:
-            sums: [K], of the rows' weighted losses.
-            totals: [K], of their weights.
-            rate: learning rate as a share of its peak, in (0, 1]: the step size may follow it.
-        """
-        settings = self.settings
-        self.weights = update_group_weights(
-            self.weights,
-            self._scales(totals) * sums.to(self.weights),
-            torch.arange(len(self.names)),
-            step_size=settings.step_size * _followed(rate, settings.step_factor),
-            sizes=self.sizes,
-            trade_off=settings.trade_off,
-            adjustment=settings.adjustment,
-        )
-
-    def _scales(self, totals: Tensor) -> Tensor:
-        return group_scales(totals.to(self.weights), sizes=self.sizes, scale=self.settings.scale)
-
-    def save(self, checkpoint: Path) -> None:
-        """Write the weights into a checkpoint."""
-        write_json(checkpoint / STATE_FILE, dict(zip(self.names, self.weights.tolist(), strict=True)))
-
-    def load(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint's weights: the same numbers to the last bit."""
-        kept = read_json(checkpoint / STATE_FILE)
-        self.weights = torch.tensor([kept[name] for name in self.names], dtype=torch.float64)
+        return [self._mean_chance if number == NO_GROUP else 1 / float(self._sizes[number]) for number in numbers]
 
 
 def check_weighting(config: TrainConfig) -> None:
@@ -176,12 +121,8 @@ def check_weighting(config: TrainConfig) -> None:
         )
 
 
-def check_best_metric(config: TrainConfig, *, together: bool) -> None:
+def check_best_metric(config: TrainConfig) -> None:
     """Raise now, and not at everybody's first validation, where the best checkpoint is to be a group's and cannot be.
-
-    Args:
-        config: of the run.
-        together: whether people are trained in the bank, which has no metrics by group.
 
     Raises:
         InputError: nobody would measure the metric.
@@ -190,12 +131,10 @@ def check_best_metric(config: TrainConfig, *, together: bool) -> None:
     chosen = training.load_best_model_at_end or training.early_stopping_patience is not None
     if not chosen or not metric.startswith(("group/", "worst_group/")):
         return
-    by = config.weighting.groups.by
-    if together or by == "rows":
-        why = "people are trained in the bank" if together else f"weighting.groups.by is {by}"
+    if config.weighting.groups.by == "rows":
         raise InputError(
-            f"training.metric_for_best_model is {metric}, and {why}, which measures no groups",
-            fix="Take engine trainer and a choice of weighting.groups.by, or another metric.",
+            f"training.metric_for_best_model is {metric}, and weighting.groups.by is rows, which measures no groups",
+            fix="Make another choice of weighting.groups.by, or take another metric.",
         )
 
 
@@ -257,10 +196,3 @@ def _group(row: Preference, column: str) -> str:
 
 def _has_side(row: Preference) -> bool:
     return row.chosen is not None or row.rejected is not None
-
-
-def _followed(rate: float, factor: float) -> float:
-    """Factor for every tenfold drop of the learning rate."""
-    if factor == 1.0:
-        return 1.0
-    return 0.0 if rate <= 0 else float(factor ** -math.log10(rate))

@@ -10,16 +10,21 @@ from typing import Any
 import pytest
 import torch
 
+from pluralign.config import GroupWeightingConfig
 from pluralign.online_config import OnlineConfig
 
 Make = Callable[..., Any]
 
 
 def config_of(make_rows: Make, make_online: Make, name: str) -> OnlineConfig:
-    settings = {"function": "liking:annotate", "batch_size": 3}
-    extrapolation = {"alpha": 0.3}
     found: OnlineConfig = make_online(
-        make_rows("ab", pairs=8), name, annotator=settings, pairs={"phases": 3}, extrapolation=extrapolation
+        make_rows("ab", pairs=8, group=lambda number: "xy"[number % 3 // 2]),
+        name,
+        annotator={"function": "liking:annotate", "batch_size": 3},
+        pairs={"phases": 3},
+        extrapolation={"alpha": 0.3},
+        # Weights over groups go on from phase to phase.
+        weighting={"groups": GroupWeightingConfig(by="worst", step_size=1.0)},
     )
     return found
 

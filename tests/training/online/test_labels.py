@@ -80,7 +80,9 @@ def test_a_run_stops_for_people_and_goes_on_with_what_some_have_said(
 def test_what_was_sampled_can_be_labelled_by_somebody_else(
     make_rows: Make, make_online: Make, make_config: Make, counting: Any, capsys: Any, monkeypatch: Any
 ) -> None:
-    config = make_online(make_rows("ab"), pairs={"phases": 2})
+    columns = {"group": "g", "topic": 3, "row": "the table's", "parts": ["no plain value"]}
+    rows = make_rows("ab", **{name: lambda number, value=value: value for name, value in columns.items()})
+    config = make_online(rows, pairs={"phases": 2})
     online(config, counting())
 
     class Opposite:
@@ -108,6 +110,8 @@ def test_what_was_sampled_can_be_labelled_by_somebody_else(
     turned = [row for row, pair in found.items() if pair.chosen == own[row].rejected]
     assert len(turned) == 4 and found.keys() == own.keys() and len(own) == made.pairs
     assert all(pair.references == (pair.chosen.logp, pair.rejected.logp) for pair in found.values())
+    # The prompt's own columns stay, but for those that a pair has itself.
+    assert all(pair.columns == {"group": "g", "topic": 3} == own[row].columns for row, pair in found.items())
     table = [json.loads(line) for line in made.path.read_text().splitlines()]
     offline = make_config(table, "offline", data={"validation": 0.0})
     assert set(train(replace(offline, reference=replace(offline.reference, compute="table"))).adapters) == {"a", "b"}

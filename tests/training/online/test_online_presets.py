@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from pluralign.errors import InputError
 from pluralign.online_config import OnlineConfig
 from pluralign.resolve import PRESETS, preset, resolve
 from pluralign.seats import LossConfig
@@ -55,6 +54,8 @@ def test_online_preset(method: str, make_rows: Any, make_online: Any, counting: 
         {"anchor": ("chosen", 1.0)},
         {"anchor": ("nll", 1.0)},
         {"weighting": "importance"},
+        {"weighting": "sampling"},
+        {"weighting": "worst"},
     ],
     ids=str,
 )
@@ -73,10 +74,3 @@ def test_losses_anchors_and_weightings_work_on_what_is_sampled(
     assert set(online(config, counting()).adapters) == {"a", "b"}
     losses = [row["loss"] for row in metrics(config.output_dir, "a") if "loss" in row]
     assert min(losses[1 : len(losses) // 2]) < losses[0]
-
-
-def test_the_worst_group_needs_a_whole_steps_losses_and_is_refused_by_name(make_rows: Any, make_online: Any) -> None:
-    config = make_online([{**row, "group": "g"} for row in make_rows("a", pairs=4)])
-    config.weighting.groups.by = "worst"
-    with pytest.raises(InputError, match=r"weighting\.groups\.by worst"):
-        online(config)

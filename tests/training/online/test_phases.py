@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from pluralign.annotators.protocol import AnnotatorError, Request, Verdict
-from pluralign.config import TrainConfig
+from pluralign.config import GroupWeightingConfig, TrainConfig
 from pluralign.errors import InputError
 from pluralign.online_config import OnlineConfig
 from pluralign.training import train
@@ -37,16 +39,19 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.parametrize("by", ["rows", "importance", "sampling", "worst"])
 def test_one_phase_is_offline_training_on_its_pairs(
-    make_rows: Make, make_online: Make, make_config: Make, counting: Any, weights: Weights
+    by: Any, make_rows: Make, make_online: Make, make_config: Make, counting: Any, weights: Weights
 ) -> None:
-    rows, training = make_rows("ab", pairs=16), {"max_steps": 7}
-    config = make_online(rows, pairs={"phases": 1}, training=training)
+    rows, training = make_rows("ab", pairs=16, group=lambda number: "xy"[number % 3 // 2]), {"max_steps": 7}
+    weighting = {"groups": GroupWeightingConfig(by=by)}
+    config = make_online(rows, pairs={"phases": 1}, training=training, weighting=weighting)
     sampled = online(config, counting())
     pairs = Path(config.output_dir) / "phases" / "0000" / "pairs-0000.jsonl"
     table = lines(pairs)
     assert {row["user"] for row in table} == {"a", "b"} and len(table) > 20
-    offline = make_config(table, "offline", training=training, data={"validation": 0.0}, engine="bank")
+    common = {"training": training, "weighting": weighting, "engine": "bank"}
+    offline = make_config(table, "offline", data={"validation": 0.0}, **common)
     learned = train(replace(offline, reference=replace(offline.reference, compute="table")))
     assert same(adapters(sampled, weights), adapters(learned, weights))
     # And its recorded log-probs are those of the base, which is what a fresh adapter samples as.
@@ -79,6 +84,40 @@ def test_every_phase_samples_with_the_policy_as_it_is_and_is_compared_with_it(
     # One schedule over all phases: the rate falls along one line.
     rates = torch.tensor([row["learning_rate"] for row in metrics(config.output_dir, "a") if "loss" in row])
     assert rates[0] > 0 and torch.allclose(rates.diff(), rates.diff()[0].expand(len(rates) - 1), rtol=1e-4)
+
+
+def test_weights_over_groups_go_on_from_phase_to_phase(
+    make_rows: Make, make_online: Make, counting: Any, metrics: Make
+) -> None:
+    """The groups are those of all prompts, whether a phase has some of each or not."""
+    rows = make_rows("ab", pairs=16, group=lambda number: "x" if number % 5 else "rare")
+    worst = GroupWeightingConfig(by="worst", step_size=3.0)
+    config = make_online(rows, pairs={"phases": 6}, training={"learning_rate": 5e-3}, weighting={"groups": worst})
+    online(config, counting())
+    for user in "ab":
+        named = [line for line in metrics(config.output_dir, user) if "loss" in line]
+        weights = [line["group/rare/weight"] for line in named]
+        assert [line["group/x/weight"] for line in named] == pytest.approx([1 - value for value in weights])
+        there = ["group/rare/loss" in line for line in named]
+        assert {True, False} == set(there)
+        # A weight moves a step at a time, from where the phase before has left it.
+        steps = [abs(math.log(b / (1 - b)) - math.log(a / (1 - a))) for a, b in itertools.pairwise(weights)]
+        assert max(steps) < 3.0 * 2 and len({round(value, 4) for value in weights}) > 4
+        assert abs(weights[-1] - 0.5) > 0.05
+
+
+def test_a_prompt_that_names_no_group_is_found_before_anything_is_sampled(
+    make_rows: Make, make_online: Make, counting: Any, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Question : the night ?"}\n{"prompt": "Question : the day ?"}\n')
+    rows = make_rows("a", pairs=4, region=lambda number: "north")
+    seat = {"groups": GroupWeightingConfig(by="worst", column="region")}
+    config = make_online(rows, pairs={"prompts": str(prompts)}, weighting=seat)
+    annotator = counting()
+    with pytest.raises(InputError, match=r"prompts\.jsonl, row \d, column 'region': the row names no group"):
+        online(config, annotator)
+    assert not annotator.asked
 
 
 def test_every_step_samples_anew_and_warns_that_the_reference_is_inert(

@@ -52,8 +52,6 @@ def obstacle(config: TrainConfig, arguments: TrainingArguments) -> str | None:
     """Why a run cannot train people together, or None."""
     if config.parameters.kind != "lora":
         return f"parameters.kind is {config.parameters.kind}, and the bank holds adapters"
-    if config.weighting.groups.by == "worst":
-        return "weighting.groups.by worst lets a whole step's losses decide what the next one's rows count"
     if config.reference.ema is not None:
         return "reference.ema follows the steps of one policy"
     if arguments.fp16:

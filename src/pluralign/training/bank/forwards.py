@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from operator import itemgetter
+from itertools import groupby
+from operator import attrgetter, itemgetter
 from typing import Literal
 
 import torch
@@ -18,8 +19,10 @@ from pluralign.models.masks import FLEX, attention_kernel, causal_lm
 from pluralign.models.rows import examples_of, filled_width
 from pluralign.objectives import Losses, Objective
 from pluralign.objectives.composition import Reference, each
+from pluralign.training.ascent import AscentStep
 from pluralign.training.bank.means import SlotMeans
 from pluralign.training.batches import Batch, Example, PreferenceCollator
+from pluralign.training.metrics import GroupMeans
 
 
 @dataclass(slots=True)
@@ -31,12 +34,18 @@ class Unit:
         examples: at least one.
         keys: of each example, what its dropout is drawn from.
         total: sum of weights of the person's whole step.
+        groups: of the person: loss and accuracy of every group.
+        ascent: of the person's step, where groups count as their losses say.
+        turn: units of a later turn go through when those of the earlier ones are through.
     """
 
     slot: int
     examples: list[Example]
     keys: list[int]
     total: float
+    groups: GroupMeans | None = None
+    ascent: AscentStep | None = None
+    turn: int = 0
 
 
 class Forwards:
@@ -70,7 +79,16 @@ class Forwards:
         self.packs = collator.layout == "shared" and attention_kernel(causal_lm(bank.base.model)) == FLEX
         self.means = SlotMeans(bank.slots, self.device)
 
-    def units(self, slot: int, batches: Sequence[Sequence[Example]], *, seed: int, step: int) -> list[Unit]:
+    def units(
+        self,
+        slot: int,
+        batches: Sequence[Sequence[Example]],
+        *,
+        seed: int,
+        step: int,
+        groups: GroupMeans | None = None,
+        ascent: AscentStep | None = None,
+    ) -> list[Unit]:
         """The units of one person's step.
 
         Args:
@@ -78,20 +96,27 @@ class Forwards:
             batches: examples by batch.
             seed: of the person; with the step it makes the keys of dropout.
             step: of the person.
+            groups: of the person, where groups count.
+            ascent: of the step.
         """
         total = sum(example.weight for batch in batches for example in batch)
         numbered = _with_keys(batches, seed, step)
-        if not self.objective.couples_examples:
+        by_batch = ascent is not None and ascent.by_batch
+        if not self.objective.couples_examples and not by_batch:
             numbered = [[item] for batch in numbered for item in batch]
-        return [Unit(slot, [one for one, _ in items], [key for _, key in items], total) for items in numbered]
+        return [
+            Unit(slot, [one for one, _ in items], [key for _, key in items], total, groups, ascent, by_batch * number)
+            for number, items in enumerate(numbered)
+        ]
 
     def backward(self, units: Sequence[Unit]) -> None:
         """Add every person's gradient to their slot."""
-        for together in self._pack(units):
-            # Around the backward too: a checkpointed layer runs its forward again in there.
-            with self._rows(batch := self._batch(together), together, training=True):
-                loss = self._losses(batch, together, self.means)
-                loss.backward()
+        for turn in sorted({unit.turn for unit in units}):
+            for together in self._pack([unit for unit in units if unit.turn == turn]):
+                # Around the backward too: a checkpointed layer runs its forward again in there.
+                with self._rows(batch := self._batch(together), together, training=True):
+                    loss = self._losses(batch, together, self.means)
+                    loss.backward()
 
     @torch.no_grad()
     def evaluate(self, units: Sequence[Unit]) -> SlotMeans:
@@ -109,9 +134,31 @@ class Forwards:
             losses = self._objective(logps, batch, units)
         slots = torch.tensor([unit.slot for unit in units for _ in unit.examples], device=self.device)
         totals = torch.tensor([unit.total for unit in units for _ in unit.examples], device=self.device)
-        shares = batch["weight"] * losses.per_example / totals.clamp(min=torch.finfo(torch.float32).tiny)
+        weight = self._by_group(losses, batch, units)
+        shares = weight * losses.per_example / totals.clamp(min=torch.finfo(torch.float32).tiny)
         means.add(losses.terms, shares.detach(), slots)
         return shares.sum()
+
+    @staticmethod
+    def _by_group(losses: Losses, batch: Batch, units: Sequence[Unit]) -> Tensor:
+        """What every example counts, [B], after its group's part in that; the groups' losses are measured besides."""
+        weight, group = batch["weight"], batch["group"]
+        if not any(unit.groups is not None and unit.groups.names for unit in units):
+            return weight
+        found, start = [], 0
+        # A person's units stand side by side.
+        for _, own in groupby(units, key=attrgetter("slot")):
+            first, *others = own
+            part = slice(start, start + sum(len(unit.examples) for unit in (first, *others)))
+            start = part.stop
+            if first.groups is not None:
+                terms = {name: value[part] for name, value in losses.terms.items()}
+                first.groups.add(Losses(losses.per_example[part], terms), weight[part], group[part])
+            counted = weight[part]
+            if first.ascent is not None:
+                counted = counted * first.ascent.factors(losses.per_example[part].detach(), weight[part], group[part])
+            found.append(counted)
+        return torch.cat(found)
 
     def _objective(self, logps: dict[str, Tensor], batch: Batch, units: Sequence[Unit]) -> Losses:
         count = len(batch["weight"])
@@ -155,7 +202,8 @@ class Forwards:
         )
         batch["responses"] = responses.to(self.device)
         batch["reference"] = each(batch["reference"], lambda value: value.to(self.device))
-        batch["weight"] = batch["weight"][: len(examples)].to(self.device)
+        for name in ("weight", "group"):
+            batch[name] = batch[name][: len(examples)].to(self.device)
         if "embeddings" in batch:
             batch["embeddings"] = batch["embeddings"].to(self.device)
         return batch

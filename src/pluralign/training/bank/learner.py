@@ -16,9 +16,11 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from pluralign.errors import PersonError
 from pluralign.models.anchored_table import Anchored
+from pluralign.training.ascent import AscentStep, GroupAscent
 from pluralign.training.bank.schedule import Schedule
 from pluralign.training.batches import AnchoredDataset, Example
 from pluralign.training.callbacks import CheckpointFlow
+from pluralign.training.metrics import GroupMeans, group_sums
 from pluralign.training.record import Rows
 from pluralign.training.weighting import Weighting
 
@@ -43,6 +45,7 @@ class Learner:
         best: [P] the adapter with the best validation, where it is to be kept.
         logged: step of the last line of the log.
         failure: why training stopped early, if it failed.
+        groups: loss and accuracy of every group since the last line of the log.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class Learner:
         weighting: Weighting,
     ) -> None:
         self.user, self.slot, self.arguments = user, slot, arguments
+        self.weighting, self.groups = weighting, GroupMeans(weighting.names)
+        self.ascent_step: AscentStep | None = None
         self.dataset = AnchoredDataset(rows.train, weighting)
         self.held_out = AnchoredDataset(rows.held_out, weighting) if rows.held_out else None
         self.schedule = Schedule.of(arguments, len(self.dataset), self.dataset.draw)
@@ -104,7 +109,7 @@ class Learner:
             first: the step that takes the first of them.
             epochs_before: passes over earlier rows.
         """
-        self.dataset = AnchoredDataset(rows, weighting)
+        self.weighting, self.dataset = weighting, AnchoredDataset(rows, weighting)
         self.schedule = replace(
             self.schedule, rows=len(rows), draw=self.dataset.draw, first=first, epochs_before=epochs_before
         )
@@ -126,7 +131,16 @@ class Learner:
         if self.schedule.ends_epoch(step):
             self._notify("on_epoch_begin")
         self._notify("on_step_begin")
-        return [[self.dataset[number] for number in batch] for batch in self.schedule.batches(step)]
+        batches = [[self.dataset[number] for number in batch] for batch in self.schedule.batches(step)]
+        if self.weighting.ascent is not None:
+            self.ascent_step = self._ascent_step(self.weighting.ascent, [one for batch in batches for one in batch])
+        return batches
+
+    def _ascent_step(self, ascent: GroupAscent, examples: Sequence[Example]) -> AscentStep:
+        weights = self.adapter.new_tensor([one.weight for one in examples])
+        groups = torch.tensor([one.group for one in examples], device=weights.device)
+        rate = float(self.scheduler.get_last_lr()[0]) / self.arguments.learning_rate
+        return AscentStep(ascent, group_sums(weights, groups, len(ascent.names)), rate=rate)
 
     def clip(self) -> Tensor:
         """Clip the gradient to the person's own norm; the norm before, a scalar."""
@@ -136,6 +150,8 @@ class Learner:
     def step(self) -> float:
         """Make the optimiser's step; the learning rate that it had."""
         rate = float(self.scheduler.get_last_lr()[0])
+        if self.ascent_step is not None:
+            self.ascent_step.end()
         self.optimizer.step()
         self.scheduler.step()
         self.clear()
@@ -163,6 +179,11 @@ class Learner:
     def wants_log(self) -> bool:
         """Whether a line of metrics is due."""
         return self.control.should_log and self.state.global_step > self.logged
+
+    def by_group(self) -> dict[str, float]:
+        """Loss, accuracy and weight of every group, since the last call."""
+        ascent = self.weighting.ascent
+        return {**self.groups.take(), **(ascent.logged if ascent is not None else {})}
 
     def log(self, logs: dict[str, float]) -> None:
         """Write a line of metrics."""
@@ -220,7 +241,7 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the rows, as tensors and plain values: what `load_state_dict` goes on from."""
-        optimizer = self.optimizer.state_dict()
+        optimizer, ascent = self.optimizer.state_dict(), self.weighting.ascent
         return {
             "user": self.user,
             "slot": self.slot,
@@ -229,6 +250,7 @@ class Learner:
             "logged": self.logged,
             "optimizer": optimizer["state"].get(0, {}),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "groups": {"weights": ascent.named if ascent else {}, "sums": self.groups.state()},
             "trainer": {**asdict(self.state), "stateful_callbacks": {}},
         }
 
@@ -237,6 +259,10 @@ class Learner:
         with torch.no_grad():
             self.adapter.copy_(kept["adapter"])
         self.best, self.logged = kept["best"], kept["logged"]
+        sums = kept["groups"]["sums"]
+        self.groups.load_state(None if sums is None else sums.to(self.adapter.device))
+        if self.weighting.ascent is not None:
+            self.weighting.ascent.restore(kept["groups"]["weights"])
         self.state = TrainerState(**kept["trainer"])
         whole = self.optimizer.state_dict()
         if kept["optimizer"]:

@@ -25,11 +25,13 @@ from pluralign.training.bank.snapshots import Snapshot, Snapshots, last_steps
 from pluralign.training.batches import PreferenceCollator
 from pluralign.training.callbacks import EarlyStopping, MetricsLines, SharedTracker, append_line, shared_trackers
 from pluralign.training.conditions import recompute_activations, without_dropout
+from pluralign.training.metrics import GroupMeans
 from pluralign.training.people import person_seed
 from pluralign.training.record import Record, Rows, Supply
 from pluralign.training.runs import RunFolder
 from pluralign.training.shares import Share
 from pluralign.training.starts import Starts
+from pluralign.training.weighting import Weighting
 
 
 class BankPopulation:
@@ -186,8 +188,11 @@ class BankPopulation:
             grad=self.bank.grads[slot],
             arguments=self._arguments_of(user, has_held_out=bool(rows.held_out)),
             callbacks=self._callbacks(user, has_held_out=bool(rows.held_out)),
-            weighting=rows.weighting(self.config.weighting, self.objective),
+            weighting=self._weighting(user, rows),
         )
+
+    def _weighting(self, user: str, rows: Rows) -> Weighting:
+        return rows.weighting(self.config.weighting, self.objective)
 
     def _arguments_of(self, user: str, *, has_held_out: bool) -> TrainingArguments:
         return personal_arguments(
@@ -250,7 +255,12 @@ class BankPopulation:
         for learner in learners:
             # Everything that decides a person's dropout is the person's own.
             units += self.forwards.units(
-                learner.slot, learner.take(), seed=learner.arguments.seed, step=learner.state.global_step
+                learner.slot,
+                learner.take(),
+                seed=learner.arguments.seed,
+                step=learner.state.global_step,
+                groups=learner.groups,
+                ascent=learner.ascent_step,
             )
         self.forwards.backward(units)
         logs = self._update(learners)
@@ -288,7 +298,7 @@ class BankPopulation:
         for learner in learners:
             if learner.wants_log:
                 loss = means.take_loss(learner.slot) / (learner.state.global_step - learner.logged)
-                learner.log({"loss": loss, **logs[learner.user], **means.take(learner.slot)})
+                learner.log({"loss": loss, **logs[learner.user], **means.take(learner.slot), **learner.by_group()})
         self._validate([learner for learner in learners if learner.control.should_evaluate])
 
     def _validate(self, learners: Sequence[Learner]) -> None:
@@ -296,15 +306,17 @@ class BankPopulation:
         if not learners:
             return
         units: list[Unit] = []
+        groups = {learner.slot: GroupMeans(learner.weighting.names) for learner in learners}
         for learner in learners:
             assert learner.held_out is not None
             rows = [learner.held_out[number] for number in range(len(learner.held_out))]
             size = learner.arguments.per_device_eval_batch_size
             batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-            units += self.forwards.units(learner.slot, batches, seed=0, step=0)
+            units += self.forwards.units(learner.slot, batches, seed=0, step=0, groups=groups[learner.slot])
         means = self.forwards.evaluate(units)
         for learner in learners:
-            metrics = {"loss": means.take_loss(learner.slot), **means.take(learner.slot)}
+            slot = learner.slot
+            metrics = {"loss": means.take_loss(slot), **means.take(slot), **groups[slot].take()}
             try:
                 learner.validated({f"eval_{name}": value for name, value in metrics.items()})
             except PersonError as error:

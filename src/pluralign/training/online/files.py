@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Candidates:
         prompt: as the person wrote it.
         policy_version: optimiser steps that the policy had made.
         responses: as many as were asked for, in the order in which they were drawn.
+        columns: what else the prompt's row says in plain values, its group too (`plain_columns`).
     """
 
     row: str
@@ -57,10 +58,17 @@ class Candidates:
     prompt: Text
     policy_version: int
     responses: tuple[Response, ...]
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     def request(self) -> Request:
         """What an annotator is asked."""
         return Request(self.prompt, tuple(one.text for one in self.responses), self.user, self.row)
+
+
+def plain_columns(row: Preference) -> dict[str, Any]:
+    """Group and further columns of a row, where they are text, numbers or truth values."""
+    columns = {**row.columns, **({} if row.group is None else {"group": row.group})}
+    return {name: value for name, value in columns.items() if isinstance(value, str | int | float)}
 
 
 def write_candidates(path: Path, rows: Sequence[Candidates]) -> None:
@@ -94,6 +102,7 @@ class Pair:
         policy_version: optimiser steps that the policy had made.
         references: log-probs of chosen and rejected under what the policy is compared with; None where that is the
             base or a given model, whose word is asked for in training.
+        columns: of the candidates.
     """
 
     row: str
@@ -104,6 +113,7 @@ class Pair:
     rejected: Response
     policy_version: int
     references: tuple[float, float] | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     def preference(self, source: Preference, place: Place) -> Preference:
         """The row that is learned.
@@ -121,13 +131,21 @@ class Pair:
 
 
 SIDES = ("chosen", "rejected")
+_OF_SIDE = ("{}", "{}_finished", "{}_tokens", "sampled_{}_logps", "base_{}_logps", "ref_{}_logps")
+_OWN_COLUMNS = frozenset(
+    [
+        *("schema_version", "row", "owner", "user", "prompt", "policy_version"),
+        *(name.format(side) for name in _OF_SIDE for side in SIDES),
+    ]
+)
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
-    """Write a phase's pairs as a table that `pluralign train` reads, too."""
+    """Write a phase's pairs as a table that `pluralign train` reads, too; of like columns, the phase's own are kept."""
     rows = []
     for pair in pairs:
-        row: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "row": pair.row, "owner": pair.owner}
+        beside = {name: value for name, value in pair.columns.items() if name not in _OWN_COLUMNS}
+        row: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **beside, "row": pair.row, "owner": pair.owner}
         row |= {} if pair.user is None else {"user": pair.user}
         row |= {"prompt": pair.prompt, "policy_version": pair.policy_version}
         for side in SIDES:
@@ -154,7 +172,8 @@ def read_pairs(path: Path) -> list[Pair]:
         compared = "ref_chosen_logps" in row
         references = (row["ref_chosen_logps"], row["ref_rejected_logps"]) if compared else None
         own = (row["row"], row["owner"], row.get("user"), row["prompt"])
-        found.append(Pair(*own, sides[0], sides[1], row["policy_version"], references))
+        beside = {name: value for name, value in row.items() if name not in _OWN_COLUMNS}
+        found.append(Pair(*own, sides[0], sides[1], row["policy_version"], references, beside))
     return found
 
 

@@ -108,7 +108,7 @@ def _pairs(one: Candidates, verdict: Verdict, form: Form) -> list[Pair]:
 
 
 def _pair(one: Candidates, chosen: Response, rejected: Response) -> Pair:
-    return Pair(one.row, one.owner, one.user, one.prompt, chosen, rejected, one.policy_version)
+    return Pair(one.row, one.owner, one.user, one.prompt, chosen, rejected, one.policy_version, columns=one.columns)
 
 
 def _differ(one: Candidates, a: int, b: int) -> bool:

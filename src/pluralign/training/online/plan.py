@@ -51,6 +51,11 @@ class PersonPlan:
         """Of the optimiser, in all."""
         return self.phases[-1].first + self.phases[-1].steps
 
+    @property
+    def prompts(self) -> list[Preference]:
+        """Of all phases, one that is asked twice twice."""
+        return [row for phase in self.phases for row in phase.prompts]
+
 
 def check_pairs(config: SampledPairsConfig, *, accumulation: int, batch: int) -> None:
     """Raise where a setting is out of its range.

@@ -41,7 +41,7 @@ from pluralign.training.online.files import (
 )
 from pluralign.training.online.labelling import annotate, pairs_of_verdicts
 from pluralign.training.online.moments import Moment, Moments
-from pluralign.training.online.plan import PersonPlan, Phase
+from pluralign.training.online.plan import PersonPlan, Phase, pairs_of
 from pluralign.training.online.references import in_place, is_own_past
 from pluralign.training.online.sampling import Asked, Generator, sample, score_pairs
 from pluralign.training.online.watching import figures
@@ -49,6 +49,7 @@ from pluralign.training.people import Person, person_seed
 from pluralign.training.record import Record, Rows
 from pluralign.training.runs import RunFolder
 from pluralign.training.starts import Starts
+from pluralign.training.weighting import Weighting
 
 Anchor = Callable[[Sequence[Person]], dict[str, Rows]]
 """Turns people's rows into anchored ones."""
@@ -178,6 +179,12 @@ class OnlinePopulation(BankPopulation):
         own.max_steps = self.plans[user].steps
         return own
 
+    def _weighting(self, user: str, rows: Rows) -> Weighting:
+        # Pairs come later: the groups are those of the prompts.
+        prompts = self.plans[user].prompts
+        groups = Weighting(self.config.weighting, prompts * pairs_of(self.online.pairs))
+        return rows.weighting(self.config.weighting, self.objective, among=groups)
+
     # ---- a phase's pairs ----
 
     def _asked(self, phase: int) -> dict[str, Asked]:
@@ -295,7 +302,8 @@ class OnlinePopulation(BankPopulation):
         for user, learner in self.cohort.items():
             own = self._phase(user, phase)
             if user in anchored:
-                weighting = anchored[user].weighting(self.config.weighting, self.objective)
+                seat = self.config.weighting
+                weighting = anchored[user].weighting(seat, self.objective, among=learner.weighting)
                 learner.enter(anchored[user].train, weighting, first=own.first, epochs_before=own.epoch)
                 self.learners[learner.slot] = learner
             else:

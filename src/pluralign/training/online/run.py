@@ -34,6 +34,7 @@ from pluralign.training.people import Census, Person
 from pluralign.training.record import Record
 from pluralign.training.run import Prepared, Run, TrainResult
 from pluralign.training.runs import ONLINE_FILE, PHASES, Standing
+from pluralign.training.weighting import row_fault
 
 _OWN = ("pairs", "annotator", "extrapolation")
 """Groups of the configuration that `train` does not have."""
@@ -116,7 +117,16 @@ class OnlineRun(Run):
         self.members = members_of(self.online.pairs.ensemble, users)
         self.plans = plan(self._asked(found.census), self.online.pairs, self.arguments, self.config.seed)
         warn_of_inert_reference(self.online, self.plans)
+        self._check_weights()
         return found
+
+    def _check_weights(self) -> None:
+        """Raise where a prompt cannot be weighed: before anything is sampled, and annotations are paid for."""
+        for one in self.plans:
+            for row in one.prompts:
+                fault = row_fault(row, self.config.weighting)
+                if fault is not None:
+                    raise InputError(fault)
 
     def _train_people(self, census: Census, growth: Growth, record: Record, *, on_cluster: bool) -> None:
         order = [person.user for person in census.people]

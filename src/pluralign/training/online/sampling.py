@@ -18,7 +18,7 @@ from pluralign.models.generation import Generated, context_length, generate
 from pluralign.models.rows import Layout
 from pluralign.models.scoring import Forward, Request, score_owned
 from pluralign.preferences.schema import Preference
-from pluralign.training.online.files import Candidates, Response
+from pluralign.training.online.files import Candidates, Response, plain_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +137,7 @@ def sample(
             one.source.prompt,
             one.version,
             tuple(found[number * responses : (number + 1) * responses]),
+            plain_columns(one.source),
         )
         for number, one in enumerate(asked)
     ]
