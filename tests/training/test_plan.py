@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import pluralign
 from pluralign import cli
-from pluralign.config import BaseAnchorConfig
+from pluralign.config import BaseAnchorConfig, GroupWeightingConfig
 from pluralign.errors import InputError
 from pluralign.training import train
 from pluralign.training import trainer as trainer_module
@@ -47,7 +47,8 @@ def tokens(monkeypatch):
 
 
 def uneven(make_rows):
-    return [row for number, user in enumerate("abcdefg") for row in make_rows([user], pairs=3 + 4 * number)]
+    groups = {"group": lambda number: "xy"[number % 2]}
+    return [row for number, user in enumerate("abcdefg") for row in make_rows([user], pairs=3 + 4 * number, **groups)]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,10 @@ def uneven(make_rows):
         {"bank": {"slots": 3, "batch_tokens": 200}},
         {"bank": {"slots": 2}, "training": {"gradient_accumulation_steps": 2, "max_steps": 7}},
         {"training": {"eval_strategy": "steps", "eval_steps": 3, "logging_steps": 4, "save_strategy": "no"}},
+        {
+            "weighting": {"groups": GroupWeightingConfig(by="worst", update="batch")},
+            "training": {"gradient_accumulation_steps": 2},
+        },
         {"engine": "trainer", "training": {"num_train_epochs": 1.5}},
         {"parameters": {"per": "none"}},
         {"parameters": {"per": "none", "kind": "full"}, "training": {"max_steps": 6}},

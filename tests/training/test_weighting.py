@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,12 @@ def test_other_rows_of_a_policy_keep_the_groups_and_their_weights(by: str) -> No
     first = weighting(by, preferences("aab"))
     rows = preferences("bbbc")
     later = Weighting(first.config, rows, among=first)
-    assert later.names == ["a", "b", "c"] and [later.group(row) for row in rows] == [1, 1, 1, 2]
+    assert later.names == ["a", "b"] and [later.group(row) for row in rows] == [1, 1, 1, NO_GROUP]
     assert later.ascent is first.ascent
-    # Who counts what is a matter of the rows that are there: no share is lost to a group that has none.
-    fresh = weighting(by, rows)
-    assert [later.weight(row) for row in rows] == pytest.approx([fresh.weight(row) for row in rows])
-    assert later.chances(rows) == fresh.chances(rows)
+    # What a row counts follows from the rows that are there: no share is lost to a group that has none.
+    fresh = weighting(by, rows[:3])
+    assert [later.weight(row) for row in rows[:3]] == pytest.approx([fresh.weight(row) for row in rows[:3]])
+    assert (later.chances(rows) or [])[:3] == (fresh.chances(rows[:3]) or [])
 
 
 def test_rows_for_an_anchor_belong_to_no_group() -> None:
@@ -276,9 +277,9 @@ def test_a_group_that_is_only_held_out_has_no_weight(
 
 
 @pytest.mark.parametrize("update", ["step", "batch"])
-@pytest.mark.parametrize("method", ["dpo", "coupled"])
+@pytest.mark.parametrize("kind", ["plain", "coupled", "anchored"])
 def test_the_bank_equals_the_trainer(
-    update: str, method: str, make_config: Any, make_rows: Any, weights: Any, metrics: Any
+    update: str, kind: str, make_config: Any, make_rows: Any, weights: Any, metrics: Any
 ) -> None:
     """Weights, losses and lines of people with groups of their own, whose forwards are everybody's."""
     rows = [
@@ -299,8 +300,21 @@ def test_the_bank_equals_the_trainer(
     changes: dict[str, Any] = {"training": training, "data": {"validation": 0.25}, "dtype": "float64"}
     changes["weighting"] = {"groups": GroupWeightingConfig(by="worst", step_size=2.0, step_factor=0.5, update=update)}  # type: ignore[arg-type]
     changes["parameters"] = {"per": "user"}
-    if method == "coupled":
+    if kind == "coupled":
         changes["loss"] = {"type": "kto"}
+    if kind == "anchored":
+        # Rows of no group among the others, the base in the same forward, forwards that run again in the backward.
+        only = ({"prompt": f"Question : spring {n} ?", "base": " the river .", "group": "x"} for n in range(6))
+        rows = [
+            row
+            for pair in zip_longest(rows, ({"user": "ac"[n % 2], **row} for n, row in enumerate(only)))
+            for row in pair
+            if row
+        ]
+        changes |= {"anchor": {"base": BaseAnchorConfig(weight=0.3)}, "reference": {"compute": "forward"}}
+        training["gradient_checkpointing"] = True
+        settings = {"scale": "unbiased", "adjustment": 1.0, "trade_off": 0.7}
+        changes["weighting"]["groups"] = replace(changes["weighting"]["groups"], **settings)
     alone = train(make_config(rows, "alone", engine="trainer", **changes))
     bank = {"slots": 2, "batch_tokens": 300}
     together = train(make_config(rows, "together", engine="bank", bank=bank, **changes))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pluralign.errors import InputError
-from pluralign.preferences.columns import read_prompt
+from pluralign.preferences.columns import KNOWN, read_prompt
 from pluralign.preferences.reading import Row, format_by_name, read_lines, read_table
 from pluralign.preferences.schema import BadRow, Place, Preference
 
@@ -14,13 +14,14 @@ GIVEN = "--prompts"
 """The "file" of prompts that are given as they are, in messages."""
 
 
-def read_prompts(given: str | list[str], *, key: str = GIVEN) -> list[Preference]:
+def read_prompts(given: str | list[str], *, key: str = GIVEN, columns: bool = False) -> list[Preference]:
     """Prompts in order, each as a row that knows its place.
 
     Args:
         given: prompts, or files of them: a table of any format with a `prompt` column, or `.txt` with one a line.
             What ends like a file's name and has no space in it is a file.
         key: what they were given by, for messages.
+        columns: whether group and further columns of a table are kept beside prompt and user.
 
     Raises:
         InputError: there is none, a file cannot be read, or a prompt is empty or no text.
@@ -30,18 +31,24 @@ def read_prompts(given: str | list[str], *, key: str = GIVEN) -> list[Preference
         rows = _rows_of_file(item) if _is_file(item) else iter([(Place(key, number), {"prompt": item})])
         for place, row in rows:
             try:
-                prompts.append(Preference(read_prompt(row), None, None, user=_user(row), place=place))
+                prompt = Preference(read_prompt(row), None, None, user=_named(row, "user"), place=place)
             except BadRow as bad:
                 raise InputError(str(bad.at(place))) from None
+            if columns:
+                prompt.group = _named(row, "group")
+                prompt.columns = {name: value for name, value in row.items() if name not in KNOWN and value is not None}
+            prompts.append(prompt)
     if not prompts:
         raise InputError("no prompt is given", fix=f"Name one, or a file of them, with {key}.")
     return prompts
 
 
-def _user(row: Row) -> str | None:
-    """Whose prompt it is, where a table says so."""
-    user = row.get("user")
-    return user if isinstance(user, str) and user else None
+def _named(row: Row, column: str) -> str | None:
+    """Whose prompt it is, where a table says so; whole numbers are taken as their decimal text."""
+    name = row.get(column)
+    if isinstance(name, int) and not isinstance(name, bool):
+        return str(name)
+    return name if isinstance(name, str) and name else None
 
 
 def _is_file(item: str) -> bool:

@@ -114,7 +114,7 @@ class AscentStep:
         self.ascent, self.totals, self.rate, self.over_processes = ascent, totals, rate, over_processes
         self.by_batch = ascent.settings.update == "batch"
         self._sums = torch.zeros_like(totals)
-        self._factors = None if self.by_batch else self._factors_of(totals)
+        self._factors = totals.new_ones(len(totals) + 1) if self.by_batch else self._factors_of(totals)
 
     def factors(self, losses: Tensor, weight: Tensor, groups: Tensor) -> Tensor:
         """What the rows' weights are multiplied by: after the mean over the step's rows, the robust loss is left.
@@ -130,17 +130,28 @@ class AscentStep:
             [B] in the dtype of the weights.
         """
         sums = group_sums(weight * losses, groups, len(self.totals))
-        if self._factors is None:
+        if self.by_batch:
             totals = self.over_processes(group_sums(weight, groups, len(self.totals)))
             self._move(self.over_processes(sums), totals)
             return self._factors_of(totals).to(weight)[groups]
         self._sums = self._sums + sums
         return self._factors.to(weight)[groups]
 
-    def end(self) -> None:
-        """Move the weights, where that is done once a step."""
+    def factor(self, group: int) -> float:
+        """What the weight of a row of this group (-1: of none) is multiplied by, where that is known before its loss.
+
+        Who takes factors from here gives the sums of losses to `end`.
+        """
+        return float(self._factors[group])
+
+    def end(self, sums: Tensor | None = None) -> None:
+        """Move the weights, where that is done once a step.
+
+        Args:
+            sums: [K], of the rows' weighted losses, where `factors` was not asked.
+        """
         if not self.by_batch:
-            self._move(self.over_processes(self._sums), self.totals)
+            self._move(self.over_processes(self._sums if sums is None else sums), self.totals)
 
     def _move(self, sums: Tensor, totals: Tensor) -> None:
         # A loss that is no number is found before the step is made, and ends the training with its reason.

@@ -65,11 +65,7 @@ class GroupMeans:
         """Add a batch: losses of an objective, weights [B] and numbers of groups [B]."""
         if not self.names:
             return
-        values = losses.per_example.detach()
-        hits = losses.terms.get("rewards/accuracies", torch.full_like(values, torch.nan))
-        judged = ~hits.isnan() & (weight > 0)
-        columns = (weight * values, weight, torch.where(judged, hits, 0), judged)
-        sums = torch.stack([group_sums(column.to(values.dtype), groups, len(self.names)) for column in columns])
+        sums = group_sums(group_columns(losses, weight), groups, len(self.names))
         self._sums = sums if self._sums is None else self._sums + sums
 
     def take(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
@@ -80,34 +76,55 @@ class GroupMeans:
         """
         if self._sums is None:
             return {}
-        sums, self._sums = reduce(self._sums).tolist(), None
-        found: dict[str, float] = {}
-        for kind, totals, counts, worst in (("loss", *sums[:2], max), ("accuracy", *sums[2:], min)):
-            means = {
-                name: total / count for name, total, count in zip(self.names, totals, counts, strict=True) if count
-            }
-            found |= {f"group/{name}/{kind}": value for name, value in means.items()}
-            found |= {f"worst_group/{kind}": worst(means.values())} if means else {}
-        return found
+        sums, self._sums = reduce(self._sums), None
+        return group_metrics(self.names, sums)
 
-    def state(self) -> Tensor | None:
-        """The sums since the last `take`, for a snapshot."""
-        return self._sums
 
-    def load_state(self, sums: Tensor | None) -> None:
-        """Go on from a `state`."""
-        self._sums = sums
+def group_columns(losses: Losses, weight: Tensor) -> Tensor:
+    """What is summed by group, [B, 4]: weighted loss, weight, hits, and rows that a hit was asked of."""
+    values = losses.per_example.detach()
+    hits = losses.terms.get("rewards/accuracies", torch.full_like(values, torch.nan))
+    judged = ~hits.isnan() & (weight > 0)
+    columns = (weight * values, weight, torch.where(judged, hits, 0), judged)
+    return torch.stack([column.to(values.dtype) for column in columns], dim=1)
+
+
+def group_metrics(names: Sequence[str], sums: Tensor) -> dict[str, float]:
+    """The metrics that sums of `group_columns` make.
+
+    Args:
+        names: of the K groups.
+        sums: [K, 4].
+
+    Returns:
+        `group/<name>/loss` and `accuracy`, and the worst of each; a group that had no row is not there.
+    """
+    found: dict[str, float] = {}
+    loss, weight, hits, judged = sums.T.tolist()
+    for kind, totals, counts, worst in (("loss", loss, weight, max), ("accuracy", hits, judged, min)):
+        means = {name: total / count for name, total, count in zip(names, totals, counts, strict=True) if count}
+        found |= {f"group/{name}/{kind}": value for name, value in means.items()}
+        found |= {f"worst_group/{kind}": worst(means.values())} if means else {}
+    return found
 
 
 def group_sums(values: Tensor, groups: Tensor, count: int) -> Tensor:
     """Sums by group.
 
     Args:
-        values: [B] float.
+        values: [B] or [B, C] float.
         groups: [B] int64, in [0, K); a row of no group (-1) is in no sum.
         count: K.
 
     Returns:
-        [K] in the dtype of the values.
+        [K] or [K, C] in the dtype of the values.
     """
-    return values.new_zeros(count + 1).index_add(0, groups % (count + 1), values)[:count]
+    return add_rows(values.new_zeros(count + 1, *values.shape[1:]), groups % (count + 1), values)[:count]
+
+
+def add_rows(to: Tensor, places: Tensor, rows: Tensor) -> Tensor:
+    """Add rows [B, ...] to those of a tensor at places [B], in place, in the same order every time."""
+    if to.device.type == "cuda":
+        # index_add_ would add in any order there.
+        return to.index_put_((places,), rows, accumulate=True)
+    return to.index_add_(0, places, rows)

@@ -1,4 +1,4 @@
-"""The weighting seat on the rows of one policy: what each row counts, and weights over groups that follow the worst."""
+"""The weighting seat on the rows of one policy: what each row counts."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Weighting:
         config: the seat.
         train: rows to learn from.
         counts: says of a row's responses whether it has a loss of its own, to be divided by (`Objective.counts`).
-        among: what earlier rows of the same policy counted: its groups keep their numbers, and the weights that follow
-            their losses go on.
+        among: what earlier rows of the same policy counted: the groups are those, with their numbers, and the weights
+            that follow their losses go on.
 
     Attributes:
         names: the groups, in order of first appearance; none where groups do not count.
@@ -52,14 +52,15 @@ class Weighting:
         groups = config.groups
         rows = [row for row in train if _has_side(row)] if groups.by != "rows" else []
         # N_g is of rows that have a loss; a group without any (now, or in a phase of an online run) is still one.
-        known = among.names if among is not None else []
-        sizes = Counter(dict.fromkeys([*known, *(_group(row, groups.column) for row in rows)], 0))
-        sizes.update(_group(row, groups.column) for row in rows if counts(row.responses))
+        known = [_group(row, groups.column) for row in rows] if among is None else among.names
+        sizes = Counter(dict.fromkeys(known, 0))
+        own = Counter(_group(row, groups.column) for row in rows if counts(row.responses))
+        sizes.update({name: size for name, size in own.items() if name in sizes})
         self.names: list[str] = list(sizes)
         self._numbers = {name: number for number, name in enumerate(self.names)}
         counted = torch.tensor(list(sizes.values()), dtype=torch.float64)
         self._sizes = counted.clamp(min=1)
-        self._mean_chance = float((counted > 0).sum() / counted.sum())
+        self._mean_chance = float((counted > 0).sum() / counted.sum()) if counted.sum() > 0 else 1.0
         self._factors = [1.0] * len(self.names)
         if groups.by == "importance" and counted.sum() > 0:
             shares = importance_weights(self._sizes)

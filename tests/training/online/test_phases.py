@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Callable
@@ -89,34 +88,50 @@ def test_every_phase_samples_with_the_policy_as_it_is_and_is_compared_with_it(
 def test_weights_over_groups_go_on_from_phase_to_phase(
     make_rows: Make, make_online: Make, counting: Any, metrics: Make
 ) -> None:
-    """The groups are those of all prompts, whether a phase has some of each or not."""
+    """Every step moves them by its own losses, a phase's first step from where the phase before has left them."""
     rows = make_rows("ab", pairs=16, group=lambda number: "x" if number % 5 else "rare")
     worst = GroupWeightingConfig(by="worst", step_size=3.0)
     config = make_online(rows, pairs={"phases": 6}, training={"learning_rate": 5e-3}, weighting={"groups": worst})
     online(config, counting())
     for user in "ab":
-        named = [line for line in metrics(config.output_dir, user) if "loss" in line]
-        weights = [line["group/rare/weight"] for line in named]
-        assert [line["group/x/weight"] for line in named] == pytest.approx([1 - value for value in weights])
-        there = ["group/rare/loss" in line for line in named]
-        assert {True, False} == set(there)
-        # A weight moves a step at a time, from where the phase before has left it.
-        steps = [abs(math.log(b / (1 - b)) - math.log(a / (1 - a))) for a, b in itertools.pairwise(weights)]
-        assert max(steps) < 3.0 * 2 and len({round(value, 4) for value in weights}) > 4
-        assert abs(weights[-1] - 0.5) > 0.05
+        odds, absent = 0.0, 0
+        for line in (line for line in metrics(config.output_dir, user) if "loss" in line):
+            rare, common = (line.get(f"group/{name}/loss", 0.0) for name in ("rare", "x"))
+            absent += "group/rare/loss" not in line
+            odds += worst.step_size * (rare - common)
+            weight = line["group/rare/weight"]
+            assert math.log(weight / (1 - weight)) == pytest.approx(odds, abs=1e-5)
+            assert line["group/x/weight"] == pytest.approx(1 - weight)
+        assert absent and abs(odds) > 0.5
 
 
-def test_a_prompt_that_names_no_group_is_found_before_anything_is_sampled(
-    make_rows: Make, make_online: Make, counting: Any, tmp_path: Path
-) -> None:
+def test_groups_of_a_file_of_prompts(make_rows: Make, make_online: Make, counting: Any, tmp_path: Path) -> None:
+    """They are its own, and stay in the pair files; a row that names none is found before anything is sampled."""
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "Question : the night ?"}\n{"prompt": "Question : the day ?"}\n')
-    rows = make_rows("a", pairs=4, region=lambda number: "north")
+    asked = [{"prompt": f"Question : the night {number} ?", "region": "ns"[number % 2]} for number in range(8)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    rows = make_rows("a", pairs=4, region=lambda number: "elsewhere")
     seat = {"groups": GroupWeightingConfig(by="worst", column="region")}
     config = make_online(rows, pairs={"prompts": str(prompts)}, weighting=seat)
+    with pytest.warns(UserWarning, match="group 'elsewhere' is held out and nobody learns from it"):
+        online(config, counting())
+    pairs = [row for path in Path(config.output_dir).glob("phases/*/pairs-0000.jsonl") for row in lines(path)]
+    assert {row["region"] for row in pairs} == {"n", "s"}
+    logged = {name for row in lines(Path(config.output_dir) / "metrics.jsonl") for name in row if "/weight" in name}
+    assert logged == {"group/n/weight", "group/s/weight"}
+
+    del asked[3]["region"]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in asked))
     annotator = counting()
-    with pytest.raises(InputError, match=r"prompts\.jsonl, row \d, column 'region': the row names no group"):
-        online(config, annotator)
+    with pytest.raises(InputError, match=r"prompts\.jsonl, row 4, column 'region': the row names no group"):
+        online(replace(config, output_dir=str(tmp_path / "other")), annotator)
+    # The table's own people are in two groups: nothing says which one a prompt is of.
+    two = make_online(
+        make_rows("a", pairs=4, group=lambda number: "xy"[number % 2]), "two", pairs={"prompts": str(prompts)}
+    )
+    two.weighting.groups.by = "worst"
+    with pytest.raises(InputError, match=r"column 'group': the row names no group"):
+        online(two, annotator)
     assert not annotator.asked
 
 

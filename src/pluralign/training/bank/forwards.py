@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import groupby
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Literal
 
 import torch
@@ -22,7 +21,7 @@ from pluralign.objectives.composition import Reference, each
 from pluralign.training.ascent import AscentStep
 from pluralign.training.bank.means import SlotMeans
 from pluralign.training.batches import Batch, Example, PreferenceCollator
-from pluralign.training.metrics import GroupMeans
+from pluralign.training.metrics import add_rows
 
 
 @dataclass(slots=True)
@@ -34,7 +33,7 @@ class Unit:
         examples: at least one.
         keys: of each example, what its dropout is drawn from.
         total: sum of weights of the person's whole step.
-        groups: of the person: loss and accuracy of every group.
+        groups: how many the person has; 0 where groups do not count.
         ascent: of the person's step, where groups count as their losses say.
         turn: units of a later turn go through when those of the earlier ones are through.
     """
@@ -43,7 +42,7 @@ class Unit:
     examples: list[Example]
     keys: list[int]
     total: float
-    groups: GroupMeans | None = None
+    groups: int = 0
     ascent: AscentStep | None = None
     turn: int = 0
 
@@ -78,6 +77,8 @@ class Forwards:
         # FlexAttention leaves out what it does not see: rows stand one after another instead of being filled up.
         self.packs = collator.layout == "shared" and attention_kernel(causal_lm(bank.base.model)) == FLEX
         self.means = SlotMeans(bank.slots, self.device)
+        # Of the step under way, [slots, K + 1]: weighted losses by group, where they decide what the next step's count.
+        self.group_losses: Tensor | None = None
 
     def units(
         self,
@@ -86,7 +87,7 @@ class Forwards:
         *,
         seed: int,
         step: int,
-        groups: GroupMeans | None = None,
+        groups: int = 0,
         ascent: AscentStep | None = None,
     ) -> list[Unit]:
         """The units of one person's step.
@@ -96,7 +97,7 @@ class Forwards:
             batches: examples by batch.
             seed: of the person; with the step it makes the keys of dropout.
             step: of the person.
-            groups: of the person, where groups count.
+            groups: how many the person has.
             ascent: of the step.
         """
         total = sum(example.weight for batch in batches for example in batch)
@@ -111,6 +112,9 @@ class Forwards:
 
     def backward(self, units: Sequence[Unit]) -> None:
         """Add every person's gradient to their slot."""
+        ascending = any(unit.ascent is not None for unit in units)
+        width = max((unit.groups for unit in units), default=0) + 1
+        self.group_losses = torch.zeros(self.bank.slots, width, device=self.device) if ascending else None
         for turn in sorted({unit.turn for unit in units}):
             for together in self._pack([unit for unit in units if unit.turn == turn]):
                 # Around the backward too: a checkpointed layer runs its forward again in there.
@@ -134,31 +138,33 @@ class Forwards:
             losses = self._objective(logps, batch, units)
         slots = torch.tensor([unit.slot for unit in units for _ in unit.examples], device=self.device)
         totals = torch.tensor([unit.total for unit in units for _ in unit.examples], device=self.device)
-        weight = self._by_group(losses, batch, units)
+        weight = self._by_group(losses, batch, units, means, slots)
         shares = weight * losses.per_example / totals.clamp(min=torch.finfo(torch.float32).tiny)
         means.add(losses.terms, shares.detach(), slots)
         return shares.sum()
 
-    @staticmethod
-    def _by_group(losses: Losses, batch: Batch, units: Sequence[Unit]) -> Tensor:
-        """What every example counts, [B], after its group's part in that; the groups' losses are measured besides."""
-        weight, group = batch["weight"], batch["group"]
-        if not any(unit.groups is not None and unit.groups.names for unit in units):
+    def _by_group(self, losses: Losses, batch: Batch, units: Sequence[Unit], means: SlotMeans, slots: Tensor) -> Tensor:
+        """What every example counts, [B], with its group's part in that; the groups' losses are noted."""
+        weight, group, values = batch["weight"], batch["group"], losses.per_example.detach()
+        if not any(unit.groups for unit in units):
             return weight
-        found, start = [], 0
-        # A person's units stand side by side.
-        for _, own in groupby(units, key=attrgetter("slot")):
-            first, *others = own
-            part = slice(start, start + sum(len(unit.examples) for unit in (first, *others)))
+        means.add_groups(losses, weight, slots, group, count=max(unit.groups for unit in units))
+        if all(unit.ascent is None for unit in units):
+            return weight
+        assert self.group_losses is not None
+        width = self.group_losses.shape[1]
+        self.group_losses = self.group_losses.to(values.dtype)
+        add_rows(self.group_losses.view(-1), slots * width + group % width, weight * values)
+        factors = [
+            1.0 if unit.ascent is None else unit.ascent.factor(one.group) for unit in units for one in unit.examples
+        ]
+        counted, start = weight * weight.new_tensor(factors), 0
+        for unit in units:
+            part = slice(start, start + len(unit.examples))
             start = part.stop
-            if first.groups is not None:
-                terms = {name: value[part] for name, value in losses.terms.items()}
-                first.groups.add(Losses(losses.per_example[part], terms), weight[part], group[part])
-            counted = weight[part]
-            if first.ascent is not None:
-                counted = counted * first.ascent.factors(losses.per_example[part].detach(), weight[part], group[part])
-            found.append(counted)
-        return torch.cat(found)
+            if unit.ascent is not None and unit.ascent.by_batch:
+                counted[part] *= unit.ascent.factors(values[part], weight[part], group[part])
+        return counted
 
     def _objective(self, logps: dict[str, Tensor], batch: Batch, units: Sequence[Unit]) -> Losses:
         count = len(batch["weight"])

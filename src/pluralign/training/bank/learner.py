@@ -20,7 +20,7 @@ from pluralign.training.ascent import AscentStep, GroupAscent
 from pluralign.training.bank.schedule import Schedule
 from pluralign.training.batches import AnchoredDataset, Example
 from pluralign.training.callbacks import CheckpointFlow
-from pluralign.training.metrics import GroupMeans, group_sums
+from pluralign.training.metrics import group_sums
 from pluralign.training.record import Rows
 from pluralign.training.weighting import Weighting
 
@@ -45,7 +45,8 @@ class Learner:
         best: [P] the adapter with the best validation, where it is to be kept.
         logged: step of the last line of the log.
         failure: why training stopped early, if it failed.
-        groups: loss and accuracy of every group since the last line of the log.
+        weighting: what the rows count, now.
+        ascent_step: of the step under way, where groups count as their losses say.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Learner:
         weighting: Weighting,
     ) -> None:
         self.user, self.slot, self.arguments = user, slot, arguments
-        self.weighting, self.groups = weighting, GroupMeans(weighting.names)
+        self.weighting = weighting
         self.ascent_step: AscentStep | None = None
         self.dataset = AnchoredDataset(rows.train, weighting)
         self.held_out = AnchoredDataset(rows.held_out, weighting) if rows.held_out else None
@@ -137,8 +138,9 @@ class Learner:
         return batches
 
     def _ascent_step(self, ascent: GroupAscent, examples: Sequence[Example]) -> AscentStep:
-        weights = self.adapter.new_tensor([one.weight for one in examples])
-        groups = torch.tensor([one.group for one in examples], device=weights.device)
+        # Not on the device: nothing there has to be waited for.
+        weights = torch.tensor([one.weight for one in examples], dtype=self.adapter.dtype)
+        groups = torch.tensor([one.group for one in examples])
         rate = float(self.scheduler.get_last_lr()[0]) / self.arguments.learning_rate
         return AscentStep(ascent, group_sums(weights, groups, len(ascent.names)), rate=rate)
 
@@ -147,11 +149,15 @@ class Learner:
         most = self.arguments.max_grad_norm
         return torch.nn.utils.clip_grad_norm_([self.adapter], most if most > 0 else float("inf"))
 
-    def step(self) -> float:
-        """Make the optimiser's step; the learning rate that it had."""
+    def step(self, group_losses: Tensor | None = None) -> float:
+        """Make the optimiser's step; the learning rate that it had.
+
+        Args:
+            group_losses: [K] and more, of the step's rows, weighted; where groups count as their losses say.
+        """
         rate = float(self.scheduler.get_last_lr()[0])
-        if self.ascent_step is not None:
-            self.ascent_step.end()
+        if self.ascent_step is not None and group_losses is not None:
+            self.ascent_step.end(group_losses[: len(self.weighting.names)])
         self.optimizer.step()
         self.scheduler.step()
         self.clear()
@@ -180,13 +186,10 @@ class Learner:
         """Whether a line of metrics is due."""
         return self.control.should_log and self.state.global_step > self.logged
 
-    def by_group(self) -> dict[str, float]:
-        """Loss, accuracy and weight of every group, since the last call."""
-        ascent = self.weighting.ascent
-        return {**self.groups.take(), **(ascent.logged if ascent is not None else {})}
-
     def log(self, logs: dict[str, float]) -> None:
-        """Write a line of metrics."""
+        """Write a line of metrics; in training, with the groups' weights."""
+        if "loss" in logs and self.weighting.ascent is not None:
+            logs |= self.weighting.ascent.logged
         logs["epoch"] = self.state.epoch
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self._notify("on_log", logs)
@@ -250,7 +253,7 @@ class Learner:
             "logged": self.logged,
             "optimizer": optimizer["state"].get(0, {}),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "groups": {"weights": ascent.named if ascent else {}, "sums": self.groups.state()},
+            "group_weights": ascent.named if ascent else {},
             "trainer": {**asdict(self.state), "stateful_callbacks": {}},
         }
 
@@ -259,10 +262,9 @@ class Learner:
         with torch.no_grad():
             self.adapter.copy_(kept["adapter"])
         self.best, self.logged = kept["best"], kept["logged"]
-        sums = kept["groups"]["sums"]
-        self.groups.load_state(None if sums is None else sums.to(self.adapter.device))
-        if self.weighting.ascent is not None:
-            self.weighting.ascent.restore(kept["groups"]["weights"])
+        # Snapshots of earlier versions have none: nobody's groups were weighed by their losses.
+        if self.weighting.ascent is not None and kept.get("group_weights"):
+            self.weighting.ascent.restore(kept["group_weights"])
         self.state = TrainerState(**kept["trainer"])
         whole = self.optimizer.state_dict()
         if kept["optimizer"]:

@@ -25,7 +25,6 @@ from pluralign.training.bank.snapshots import Snapshot, Snapshots, last_steps
 from pluralign.training.batches import PreferenceCollator
 from pluralign.training.callbacks import EarlyStopping, MetricsLines, SharedTracker, append_line, shared_trackers
 from pluralign.training.conditions import recompute_activations, without_dropout
-from pluralign.training.metrics import GroupMeans
 from pluralign.training.people import person_seed
 from pluralign.training.record import Record, Rows, Supply
 from pluralign.training.runs import RunFolder
@@ -259,7 +258,7 @@ class BankPopulation:
                 learner.take(),
                 seed=learner.arguments.seed,
                 step=learner.state.global_step,
-                groups=learner.groups,
+                groups=len(learner.weighting.names),
                 ascent=learner.ascent_step,
             )
         self.forwards.backward(units)
@@ -282,6 +281,8 @@ class BankPopulation:
         norms = torch.stack([learner.clip() for learner in learners])
         slots = torch.tensor([learner.slot for learner in learners], device=self.forwards.means.losses.device)
         losses = self.forwards.means.losses[slots]
+        by_group = self.forwards.group_losses
+        by_group = None if by_group is None else by_group.cpu()
         logs: dict[str, dict[str, float]] = {}
         for learner, norm, loss in zip(learners, norms.tolist(), losses.tolist(), strict=True):
             broken = "loss" if not math.isfinite(loss) else "gradient" if not math.isfinite(norm) else None
@@ -289,7 +290,8 @@ class BankPopulation:
                 learner.clear()
                 learner.fail(broken)
             else:
-                logs[learner.user] = {"grad_norm": norm, "learning_rate": learner.step()}
+                own = None if by_group is None else by_group[learner.slot]
+                logs[learner.user] = {"grad_norm": norm, "learning_rate": learner.step(own)}
         return logs
 
     def _report(self, learners: Sequence[Learner], logs: dict[str, dict[str, float]]) -> None:
@@ -298,7 +300,8 @@ class BankPopulation:
         for learner in learners:
             if learner.wants_log:
                 loss = means.take_loss(learner.slot) / (learner.state.global_step - learner.logged)
-                learner.log({"loss": loss, **logs[learner.user], **means.take(learner.slot), **learner.by_group()})
+                taken = means.take(learner.slot, learner.weighting.names)
+                learner.log({"loss": loss, **logs[learner.user], **taken})
         self._validate([learner for learner in learners if learner.control.should_evaluate])
 
     def _validate(self, learners: Sequence[Learner]) -> None:
@@ -306,17 +309,17 @@ class BankPopulation:
         if not learners:
             return
         units: list[Unit] = []
-        groups = {learner.slot: GroupMeans(learner.weighting.names) for learner in learners}
         for learner in learners:
             assert learner.held_out is not None
             rows = [learner.held_out[number] for number in range(len(learner.held_out))]
             size = learner.arguments.per_device_eval_batch_size
             batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-            units += self.forwards.units(learner.slot, batches, seed=0, step=0, groups=groups[learner.slot])
+            groups = len(learner.weighting.names)
+            units += self.forwards.units(learner.slot, batches, seed=0, step=0, groups=groups)
         means = self.forwards.evaluate(units)
         for learner in learners:
             slot = learner.slot
-            metrics = {"loss": means.take_loss(slot), **means.take(slot), **groups[slot].take()}
+            metrics = {"loss": means.take_loss(slot), **means.take(slot, learner.weighting.names)}
             try:
                 learner.validated({f"eval_{name}": value for name, value in metrics.items()})
             except PersonError as error:

@@ -34,7 +34,7 @@ from pluralign.training.people import Census, Person
 from pluralign.training.record import Record
 from pluralign.training.run import Prepared, Run, TrainResult
 from pluralign.training.runs import ONLINE_FILE, PHASES, Standing
-from pluralign.training.weighting import row_fault
+from pluralign.training.weighting import row_fault, warn_of_unknown_groups
 
 _OWN = ("pairs", "annotator", "extrapolation")
 """Groups of the configuration that `train` does not have."""
@@ -100,7 +100,7 @@ class OnlineRun(Run):
             batch=arguments.per_device_train_batch_size,
         )
         prompts = config.pairs.prompts
-        self.prompts = read_prompts(prompts, key="pairs.prompts") if prompts else []
+        self.prompts = read_prompts(prompts, key="pairs.prompts", columns=True) if prompts else []
         self.annotator = annotator or annotator_of(config.annotator, config)
         server = config.pairs.server
         self.generator: Generator = ServedPolicies(server, self.folder.path) if server.url else in_process
@@ -123,6 +123,7 @@ class OnlineRun(Run):
     def _check_weights(self) -> None:
         """Raise where a prompt cannot be weighed: before anything is sampled, and annotations are paid for."""
         for one in self.plans:
+            warn_of_unknown_groups(self.config.weighting, one.prompts, one.held_out)
             for row in one.prompts:
                 fault = row_fault(row, self.config.weighting)
                 if fault is not None:
@@ -267,5 +268,7 @@ def _as_asked(row: Preference, person: Person) -> Preference:
     prompt = row.prompt
     if isinstance(prompt, str) and not isinstance(first.prompt, str):
         prompt = [{"role": "user", "content": prompt}]
-    user, group = row.user or first.user, row.group or first.group
+    # Of a person in several groups nothing says which one a prompt is of.
+    groups = {one.group for one in person.train}
+    user, group = row.user or first.user, row.group or (first.group if len(groups) == 1 else None)
     return replace(row, prompt=prompt, user=user, group=group, chosen="", rejected="")

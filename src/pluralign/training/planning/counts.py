@@ -180,8 +180,12 @@ class Counter:
             if now % stride:
                 continue
             looked_at += 1
-            units = [unit for number, step in steps.items() for unit in self._units(self.learnings[number], step)]
-            forwards += self._packed(units, tokens)
+            turns: dict[int, list[list[int]]] = {}
+            for number, step in steps.items():
+                for turn, unit in self._units(self.learnings[number], step):
+                    turns.setdefault(turn, []).append(unit)
+            for units in turns.values():
+                forwards += self._packed(units, tokens)
         return rounds, forwards.times(rounds / max(looked_at, 1)), scored
 
     def _validation(self, steps: Mapping[int, int], tokens: int) -> Work:
@@ -189,11 +193,14 @@ class Counter:
         units = [row_widths([row], shared=self._shared) for number in due for row in self.learnings[number].held_out]
         return self._packed(units, tokens) if units else Work()
 
-    def _units(self, one: Learning, step: int) -> Iterator[list[int]]:
-        for batch in one.schedule.batches(step):
-            rows = [one.rows[number] for number in batch]
-            groups = [rows] if self.run.objective.couples_examples else [[row] for row in rows]
-            yield from (row_widths(group, shared=self._shared) for group in groups)
+    def _units(self, one: Learning, step: int) -> Iterator[tuple[int, list[int]]]:
+        """Turn and widths of each, as `Forwards.units` makes them."""
+        groups = self.run.config.weighting.groups
+        by_batch = groups.by == "worst" and groups.update == "batch"
+        for number, batch in enumerate(one.schedule.batches(step)):
+            rows = [one.rows[row] for row in batch]
+            together = [rows] if self.run.objective.couples_examples or by_batch else [[row] for row in rows]
+            yield from ((by_batch * number, row_widths(some, shared=self._shared)) for some in together)
 
     def _packed(self, units: Sequence[list[int]], tokens: int) -> Work:
         copies = 2 if self.run.worker.runs_reference else 1
