@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from pluralign.resolve import preset
 
 Settings = dict[str, Any]
 TAG: Settings = {"system": "Group: {group}"}
@@ -30,20 +32,30 @@ class Method:
     unpaired: bool = False
     references: tuple[str, ...] = ("first",)
 
+    @property
+    def what(self) -> list[Any]:
+        """What decides a result: the preset's own settings, too."""
+        return [preset(self.preset), *asdict(self).values()]
 
+
+IMPORTANCE: Settings = {"weighting": {"groups": {"by": "importance"}}}
+WORST: Settings = {"weighting": {"groups": {"by": "worst", "step_size": 0.2}}}
 METHODS: dict[str, Method] = {
     "dpo": Method("dpo"),
     "dpo, not told the group": Method("dpo", conditioning=UNTOLD),
-    "dpo, importance": Method("dpo", {"weighting": {"groups": {"by": "importance"}}}),
+    "dpo, importance": Method("dpo", IMPORTANCE),
     "dpo, balanced sampling": Method("dpo", {"weighting": {"groups": {"by": "sampling"}}}),
     "gr-dpo": Method("gr-dpo"),
     "gr-ipo": Method("gr-ipo"),
     "gr-bapo": Method("gr-bapo"),
     "bapo": Method("bapo"),
+    "bapo, importance": Method("bapo", IMPORTANCE),
     "ipo": Method("ipo"),
     "slic": Method("slic"),
     "dpop": Method("dpop"),
     "sft": Method("sft", references=()),
+    "sft, importance": Method("sft", IMPORTANCE, references=()),
+    "sft, worst group": Method("sft", WORST, references=()),
     "kto": Method("kto", unpaired=True),
     "simpo": Method("simpo", references=()),
     "orpo": Method("orpo", references=()),
@@ -54,5 +66,5 @@ METHODS: dict[str, Method] = {
     "metaalign": Method("metaalign", conditioning=META),
 }
 """`compo` is not among them: with a first stage and the group in the prompt, it is the row of `dpo`."""
-LEARNING_RATES = {"world": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), "hh": (1e-4, 3e-4, 1e-3), "personas": (1e-4, 3e-4, 1e-3)}
+LEARNING_RATES = {"world": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "hh": (1e-4, 3e-4, 1e-3), "personas": (1e-4, 3e-4, 1e-3)}
 """What is trained on -> the trials of every method."""

@@ -106,7 +106,7 @@ class RealCell:
     @property
     def digest(self) -> str:
         """Of everything that decides the result but the model and versions."""
-        what = [asdict(self), asdict(METHODS[self.method]), asdict(POPULATIONS[self.population])]
+        what = [asdict(self), METHODS[self.method].what, asdict(POPULATIONS[self.population])]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
     def kept(self, work: Path) -> Path:

@@ -34,7 +34,7 @@ class Cell:
     @property
     def digest(self) -> str:
         """Of everything that decides the result but versions."""
-        what = [asdict(self), asdict(METHODS[self.method]), GROUPS, BUDGET.digest]
+        what = [asdict(self), METHODS[self.method].what, GROUPS, BUDGET.digest]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
     def kept(self, work: Path) -> Path:
