@@ -66,5 +66,9 @@ METHODS: dict[str, Method] = {
     "metaalign": Method("metaalign", conditioning=META),
 }
 """`compo` is not among them: with a first stage and the group in the prompt, it is the row of `dpo`."""
-LEARNING_RATES = {"world": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "hh": (1e-4, 3e-4, 1e-3), "personas": (1e-4, 3e-4, 1e-3)}
+LEARNING_RATES = {
+    "world": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+    "hh": (1e-4, 3e-4, 1e-3),
+    "personas": (1e-4, 3e-4, 1e-3),
+}
 """What is trained on -> the trials of every method."""

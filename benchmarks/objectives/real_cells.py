@@ -25,6 +25,8 @@ sys.path.append(str(Path(__file__).parents[1] / "real_text"))
 from tasks import PERSONAS, TASKS
 
 Row = dict[str, Any]
+MEASURED = 2
+"""Form of what is measured."""
 LONGEST = 240
 """Characters of a prompt or response: the model reads 384 tokens, and a longer text would be cut anyway."""
 
@@ -49,8 +51,8 @@ class Population:
 
 
 POPULATIONS = {
-    "hh": Population({"helpful": 320, "harmless": 80}, 100, 60, Budget(40, 1e-3, 30, 8), brief=False),
-    "personas": Population(dict.fromkeys(PERSONAS, 40), 20, 20, Budget(150, 1e-3, 60, 16), brief=True),
+    "hh": Population({"helpful": 320, "harmless": 80}, 100, 60, Budget(40, 1e-4, 30, 8), brief=False),
+    "personas": Population(dict.fromkeys(PERSONAS, 40), 20, 20, Budget(150, 3e-4, 60, 16), brief=True),
 }
 
 
@@ -106,7 +108,7 @@ class RealCell:
     @property
     def digest(self) -> str:
         """Of everything that decides the result but the model and versions."""
-        what = [asdict(self), METHODS[self.method].what, asdict(POPULATIONS[self.population])]
+        what = [asdict(self), METHODS[self.method].what, asdict(POPULATIONS[self.population]), MEASURED]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
     def kept(self, work: Path) -> Path:

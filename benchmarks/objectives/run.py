@@ -36,7 +36,8 @@ RESULTS = Path(__file__).parent / "results"
 TUNING_SEEDS = {"world": (1, 2), "hh": (100,), "personas": (100,)}
 SEEDS = {"world": (11, 12, 13, 14, 15), "hh": (0, 1, 2, 3, 4), "personas": (0, 1, 2, 3, 4)}
 AGAINST = "dpo"
-MEASURES = ("worst served", "mean served", "worst style", "mean kept")
+MEASURES = ("worst served", "mean served", "worst style", "mean kept", "mean told")
+"""`told` is of real text alone."""
 AnyCell = world_cells.Cell | real_cells.RealCell
 
 
@@ -78,12 +79,13 @@ def best_rates(cells: Sequence[dict[str, Any]]) -> dict[str, float]:
 def measures(cell: dict[str, Any]) -> dict[str, float]:
     """Of all groups of a cell."""
     groups = cell["groups"].values()
-    return {
+    found = {
         "worst served": min(one["served"] for one in groups),
         "mean served": mean(one["served"] for one in groups),
         "worst style": min(one["style"] for one in groups),
         "mean kept": mean(one["kept"] for one in groups),
     }
+    return found | ({"mean told": mean(one["told"] for one in groups)} if "told" in next(iter(groups)) else {})
 
 
 def table(cells: Sequence[dict[str, Any]]) -> str:
@@ -92,10 +94,11 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
     for cell in cells:
         by_method.setdefault(cell["method"], {})[cell["seed"]] = measures(cell)
     rates = {cell["method"]: cell["learning_rate"] for cell in cells}
-    lines = [f"| method | rate | {' | '.join(MEASURES)} | worst served, less {AGAINST} | detectable |"]
-    lines.append("| --- " * (len(MEASURES) + 4) + "|")
+    names = [name for name in MEASURES if name in measures(cells[0])]
+    lines = [f"| method | rate | {' | '.join(names)} | worst served, less {AGAINST} | detectable |"]
+    lines.append("| --- " * (len(names) + 4) + "|")
     for method, seeds in by_method.items():
-        means = [_shown(estimate([one[name] for one in seeds.values()])) for name in MEASURES]
+        means = [_shown(estimate([one[name] for one in seeds.values()])) for name in names]
         other = by_method[AGAINST]
         less = estimate([one["worst served"] - other[seed]["worst served"] for seed, one in seeds.items()])
         beside = [_shown(less), f"{less.detectable:.2f}"] if method != AGAINST else ["", ""]
