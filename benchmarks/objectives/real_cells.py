@@ -52,7 +52,7 @@ class Population:
 
 POPULATIONS = {
     "hh": Population({"helpful": 320, "harmless": 80}, 100, 60, Budget(40, 1e-4, 30, 8), brief=False),
-    "personas": Population(dict.fromkeys(PERSONAS, 40), 20, 20, Budget(150, 3e-4, 60, 16), brief=True),
+    "personas": Population(dict.fromkeys(PERSONAS, 40), 20, 10, Budget(150, 3e-4, 60, 16), brief=True),
 }
 
 

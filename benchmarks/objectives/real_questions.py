@@ -37,9 +37,8 @@ class Questions:
         self.method, self.held_out, self.brief = method, held_out, brief
         lines = (model / "learned.jsonl").read_text(encoding="utf-8").splitlines()[:facts]
         asked = [from_probe(json.loads(line)) for line in lines]
-        right = zip(
-            asked, self._told(self.base.model, asked, ""), self._chosen(self.base.model, asked, ""), strict=True
-        )
+        bare = [("", fact) for fact in asked]
+        right = zip(asked, self._told(self.base.model, bare), self._chosen(self.base.model, bare), strict=True)
         self.known = [fact for fact, told, chosen in right if told and chosen]
         if not self.known:
             raise SystemExit("the model knows none of the taught facts: nothing could be forgotten; train it longer")
@@ -58,39 +57,39 @@ class Questions:
             as much as before.
         """
         policy = load_adapter(self.base, adapter)
-        ranked = [after > before for after, before in zip(self._ranks(policy), self.before, strict=True)]
-        found = {
-            group: self._of(policy, group, ranked) for group in dict.fromkeys(row["group"] for row in self.held_out)
-        }
+        groups = [str(row["group"]) for row in self.held_out]
+        style = [after > before for after, before in zip(self._ranks(policy), self.before, strict=True)]
+        served = self._serves(policy) if self.brief else style
+        systems = {group: system_prompt(self.method, group) for group in dict.fromkeys(groups)}
+        # Everybody's in the same batches.
+        asked = [(system, fact) for system in systems.values() for fact in self.known]
+        owners = [group for group in systems for _ in self.known]
+        kept, told = self._chosen(policy, asked), self._told(policy, asked)
         detach_adapter(policy)
-        return found
+        named = {"served": (groups, served), "style": (groups, style), "kept": (owners, kept), "told": (owners, told)}
+        return {group: {name: _share(hits, of, group) for name, (of, hits) in named.items()} for group in systems}
 
-    def _of(self, policy: Any, group: str, ranked: Sequence[bool]) -> dict[str, float]:
-        system = system_prompt(self.method, group)
-        rows = [row for row in self.held_out if row["group"] == group]
-        style = _share([right for right, row in zip(ranked, self.held_out, strict=True) if row["group"] == group])
-        served = style
-        if self.brief:
-            said = self._say(policy, [self._ids(system, row["prompt"]) for row in rows], BRIEF_TOKENS)
-            served = _share([text.strip().startswith(_own(row)) for text, row in zip(said, rows, strict=True)])
-        kept = _share(self._chosen(policy, self.known, system))
-        return {"served": served, "style": style, "kept": kept, "told": _share(self._told(policy, self.known, system))}
+    def _serves(self, policy: Any) -> list[bool]:
+        """Whether a held-out prompt is answered with the group's own Yes or No."""
+        prompts = [self._ids(system_prompt(self.method, row["group"]), row["prompt"]) for row in self.held_out]
+        said = self._say(policy, prompts, BRIEF_TOKENS)
+        return [text.strip().startswith(_own(row)) for text, row in zip(said, self.held_out, strict=True)]
 
-    def _told(self, model: Any, facts: Sequence[Trivia], system: str) -> list[bool]:
-        """Whether the greedy answer has the right one in it."""
-        said = self._say(model, [self._ids(system, _question(fact.question)) for fact in facts], ANSWER_TOKENS)
-        return [fact.answer in text for fact, text in zip(facts, said, strict=True)]
+    def _told(self, model: Any, asked: Sequence[tuple[str, Trivia]]) -> list[bool]:
+        """Whether the greedy answer has the right one in it, behind each system prompt."""
+        said = self._say(model, [self._ids(system, _question(fact.question)) for system, fact in asked], ANSWER_TOKENS)
+        return [fact.answer in text for (_, fact), text in zip(asked, said, strict=True)]
 
-    def _chosen(self, model: Any, facts: Sequence[Trivia], system: str) -> list[bool]:
+    def _chosen(self, model: Any, asked: Sequence[tuple[str, Trivia]]) -> list[bool]:
         """Whether the right answer is the likeliest of the options."""
         options = [
             {option: self._answer(system, _question(fact.question), option) for option in fact.options}
-            for fact in facts
+            for system, fact in asked
         ]
         scores = score(model, [one for own in options for one in own.values()], Forward.of(self.base, "shared"))
         return [
             max(own, key=lambda option: scores[own[option]]) == fact.answer
-            for fact, own in zip(facts, options, strict=True)
+            for (_, fact), own in zip(asked, options, strict=True)
         ]
 
     def _ranks(self, model: Any) -> list[float]:
@@ -126,5 +125,6 @@ def _own(row: Mapping[str, Any]) -> str:
     return str(row["chosen"][0]["content"]).strip()
 
 
-def _share(hits: Sequence[bool]) -> float:
-    return sum(hits) / len(hits)
+def _share(hits: Sequence[bool], owners: Sequence[str], group: str) -> float:
+    own = [hit for hit, owner in zip(hits, owners, strict=True) if owner == group]
+    return sum(own) / len(own)
