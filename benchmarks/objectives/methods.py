@@ -40,7 +40,9 @@ class Method:
 
 IMPORTANCE: Settings = {"weighting": {"groups": {"by": "importance"}}}
 WORST: Settings = {"weighting": {"groups": {"by": "worst", "step_size": 0.2}}}
+FIRST_STAGE = "first stage alone"
 METHODS: dict[str, Method] = {
+    FIRST_STAGE: Method("sft", references=()),
     "dpo": Method("dpo"),
     "dpo, not told the group": Method("dpo", conditioning=UNTOLD),
     "dpo, importance": Method("dpo", IMPORTANCE),
@@ -71,4 +73,9 @@ LEARNING_RATES = {
     "hh": (1e-4, 3e-4, 1e-3),
     "personas": (1e-4, 3e-4, 1e-3),
 }
-"""What is trained on -> the trials of every method."""
+"""What is trained on -> the trials of every method, but for the first stage alone, whose second one learns nothing."""
+
+
+def rates_of(method: str, on: str) -> tuple[float, ...]:
+    """The trials of a method."""
+    return (0.0,) if method == FIRST_STAGE else LEARNING_RATES[on]

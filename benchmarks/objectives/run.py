@@ -28,7 +28,7 @@ sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "forgetting")]
 import real_cells  # noqa: E402
 import world_cells  # noqa: E402
 from intervals import Estimate, estimate  # noqa: E402
-from methods import LEARNING_RATES, METHODS  # noqa: E402
+from methods import METHODS, rates_of  # noqa: E402
 
 import grid  # noqa: E402
 
@@ -50,8 +50,8 @@ def cell_of(on: str, method: str, rate: float, seed: int) -> AnyCell:
 
 def tune(on: str) -> list[AnyCell]:
     """The trials: as many for every method."""
-    rates, seeds = LEARNING_RATES[on], TUNING_SEEDS[on]
-    return [cell_of(on, method, rate, seed) for seed in seeds for rate in rates for method in METHODS]
+    seeds = TUNING_SEEDS[on]
+    return [cell_of(on, method, rate, seed) for seed in seeds for method in METHODS for rate in rates_of(method, on)]
 
 
 def report(on: str) -> list[AnyCell]:
