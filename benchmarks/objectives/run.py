@@ -7,9 +7,9 @@
 
 All of them on the world; `--on hh` and `--on personas` are real text, and need `--data` and `--model`
 (docs/real-text.md).
-A stage is a grid of cells; one takes about half a minute of one core, the model of a world some minutes once. Cells
-that are there, below `--work` or in the results, are not made again. Worlds, models, probes and intervals are those of
-`benchmarks/forgetting`.
+A stage is a grid of cells; one takes ten seconds of one core, on real text half a minute, the model of a world some
+minutes once. Cells that are there, below `--work` or in the results, are not made again. Worlds, models, probes and
+intervals are those of `benchmarks/forgetting`.
 """
 
 from __future__ import annotations

@@ -81,9 +81,11 @@ class Setting:
         )
 
     def second_stage(self, method: Method, rate: float, out: Path) -> Path:
-        """The adapter after the method, which begins with the first stage's."""
-        first = str(self.first_stage(method))
-        models = [first if name == "first" else name for name in method.references]
+        """The adapter after the method, which begins with the first stage's; at rate 0, that one."""
+        first = self.first_stage(method)
+        if rate == 0:
+            return first
+        models = [str(first) if name == "first" else name for name in method.references]
         # As many responses a step, whether they come in pairs or one by one.
         batch = (2 if method.unpaired else 1) * self.budget.batch
         return self._trained(
@@ -93,7 +95,7 @@ class Setting:
                 "data": {**self.data, "path": str(self.tables[method.unpaired])},
                 "output_dir": str(out),
                 "conditioning": method.conditioning,
-                "parameters": {"per": "none", "start": first},
+                "parameters": {"per": "none", "start": str(first)},
                 "reference": {"models": models},
                 "training": self._training(self.budget.steps, rate, batch),
             }
