@@ -138,7 +138,8 @@ def main() -> int:
     options = ("--on", on, "--data", str(arguments.data.resolve()), "--model", str(arguments.model.resolve()))
     failed = grid.in_parts(__file__, stage, work, arguments.processes, *options)
     beside = "" if on == "world" else f" --on {on} --data DIR --model MODEL"
-    grid.pack(results, cells, work, command=f"python benchmarks/objectives/run.py {stage}{beside}")
+    card = {} if on == "world" else {"model": json.loads((arguments.model / "model.json").read_text(encoding="utf-8"))}
+    grid.pack(results, cells, work, command=f"python benchmarks/objectives/run.py {stage}{beside}", **card)
     return failed
 
 
