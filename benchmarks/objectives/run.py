@@ -28,7 +28,7 @@ sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "forgetting")]
 import real_cells  # noqa: E402
 import world_cells  # noqa: E402
 from intervals import Estimate, estimate  # noqa: E402
-from methods import METHODS, rates_of  # noqa: E402
+from methods import FIRST_STAGE, METHODS, rates_of  # noqa: E402
 
 import grid  # noqa: E402
 
@@ -38,6 +38,18 @@ SEEDS = {"world": (11, 12, 13, 14, 15), "hh": (0, 1, 2, 3, 4), "personas": (0, 1
 AGAINST = "dpo"
 MEASURES = ("worst served", "mean served", "worst style", "mean kept", "mean told")
 """`told` is of real text alone."""
+PAIRS = (
+    ("sft", FIRST_STAGE),
+    ("sft, importance", "sft"),
+    ("sft, worst group", "sft"),
+    ("sft, worst group", "sft, importance"),
+    ("bapo", FIRST_STAGE),
+    ("bapo, importance", "bapo"),
+    ("gr-bapo", "bapo"),
+    ("gr-dpo", "dpo"),
+    ("gr-ipo", "ipo"),
+)
+"""What is looked at beside the difference to plain DPO."""
 AnyCell = world_cells.Cell | real_cells.RealCell
 
 
@@ -106,6 +118,26 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def pairs_table(cells: Sequence[dict[str, Any]]) -> str:
+    """What weights change: one method less another, seed by seed, and the worst group of each in every one."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for cell in cells:
+        found.setdefault(cell["method"], {})[cell["seed"]] = measures(cell)
+    lines = ["| one | less | worst served | mean served | mean kept |", "| --- " * 5 + "|"]
+    for one, other in PAIRS:
+        less = [
+            estimate([found[one][seed][name] - found[other][seed][name] for seed in found[one]])
+            for name in ("worst served", "mean served", "mean kept")
+        ]
+        shown = [f"{_shown(each)} ({each.detectable:.2f})" for each in less]
+        lines.append(f"| {one} | {other} | {' | '.join(shown)} |")
+    lines += ["", "| worst served | of each seed |", "| --- | --- |"]
+    for name in dict.fromkeys(name for pair in PAIRS for name in pair):
+        worst = [f"{one['worst served']:.2f}" for one in found[name].values()]
+        lines.append(f"| {name} | {', '.join(worst)} |")
+    return "\n".join(lines)
+
+
 def _shown(found: Estimate) -> str:
     low, high = found.ends
     return f"{found.mean:.2f} [{low:.2f}, {high:.2f}]"
@@ -118,7 +150,8 @@ def main() -> int:
     arguments = _arguments()
     on, stage = arguments.on, arguments.stage
     if stage == "table":
-        print(table(grid.read(RESULTS / f"{on}-report.json")))
+        there = grid.read(RESULTS / f"{on}-report.json")
+        print(f"{table(there)}\n\n{pairs_table(there)}")
         return 0
     if stage == "cell":
         cell = cell_of(on, arguments.method, arguments.learning_rate, arguments.seed)

@@ -35,6 +35,17 @@ def test_every_prompt_knows_its_place(tmp_path):
     assert [str(row.place) for row in read_prompts(["x", str(text)])] == ["--prompts, row 1", f"{text}, row 2"]
 
 
+def test_group_and_columns_stay_where_they_are_asked_for(tmp_path):
+    table = tmp_path / "p.jsonl"
+    rows = [{"prompt": "x", "user": 3, "group": "g", "chosen": "y", "topic": "t"}, {"prompt": "z", "topic": None}]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = read_prompts(str(table), columns=True)
+    assert (first.user, first.group, first.columns) == ("3", "g", {"topic": "t"})
+    assert (second.user, second.group, second.columns) == (None, None, {})
+    plain, _ = read_prompts(str(table))
+    assert (plain.user, plain.group, plain.columns, plain.chosen) == ("3", None, {}, None)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [

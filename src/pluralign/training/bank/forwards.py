@@ -114,7 +114,7 @@ class Forwards:
         """Add every person's gradient to their slot."""
         ascending = any(unit.ascent is not None for unit in units)
         width = max((unit.groups for unit in units), default=0) + 1
-        self.group_losses = torch.zeros(self.bank.slots, width, device=self.device) if ascending else None
+        self.group_losses = self.bank.matrix.new_zeros(self.bank.slots, width) if ascending else None
         for turn in sorted({unit.turn for unit in units}):
             for together in self._pack([unit for unit in units if unit.turn == turn]):
                 # Around the backward too: a checkpointed layer runs its forward again in there.
@@ -153,8 +153,7 @@ class Forwards:
             return weight
         assert self.group_losses is not None
         width = self.group_losses.shape[1]
-        self.group_losses = self.group_losses.to(values.dtype)
-        add_rows(self.group_losses.view(-1), slots * width + group % width, weight * values)
+        add_rows(self.group_losses.view(-1), slots * width + group % width, (weight * values).to(self.group_losses))
         factors = [
             1.0 if unit.ascent is None else unit.ascent.factor(one.group) for unit in units for one in unit.examples
         ]
