@@ -43,6 +43,8 @@ PAIRS = (
     ("sft, importance", "sft"),
     ("sft, worst group", "sft"),
     ("sft, worst group", "sft, importance"),
+    ("orpo", FIRST_STAGE),
+    ("sppo", FIRST_STAGE),
     ("bapo", FIRST_STAGE),
     ("bapo, importance", "bapo"),
     ("gr-bapo", "bapo"),
