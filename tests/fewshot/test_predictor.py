@@ -173,3 +173,23 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"embeddings\.model is 'nowhere/model'"):
         config = FewshotFitConfig(embeddings=EmbeddingConfig(model="nowhere/model"), module=ModuleTrainingConfig())
         fit_predictor(answers(rows(range(8))), config)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("modules.json", [{"type": "sentence_transformers.models.Dense"}], "has a layer Dense, without which"),
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False}, "does not pool by the mean over tokens"),
+    ],
+)
+def test_sentence_models_that_are_more_than_a_mean_are_refused(
+    name: str, content: Any, found: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match=found) as error:
+        config = FewshotFitConfig(embeddings=EmbeddingConfig(model=str(tmp_path / "model")))
+        fit_predictor(answers(rows(range(8))), config)
+    assert error.value.where == str(path)

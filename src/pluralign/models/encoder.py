@@ -15,6 +15,9 @@ from pluralign.models.base import find_model
 from pluralign.progress import progress_bar
 
 BATCH = 32
+LAYERS = ("Transformer", "Pooling", "Normalize")
+"""What a sentence-transformers model may be made of. Its vectors are not normalised here: what compares them does that,
+or takes them as they are."""
 
 
 def find_encoder(name: str, *, key: str, fix: str) -> Path:
@@ -44,14 +47,14 @@ class Encoder:
         fix: what the key may hold.
 
     Raises:
-        InputError: it cannot be found or loaded, or pools otherwise.
+        InputError: it cannot be found or loaded, pools otherwise, or has layers behind the pooling.
     """
 
     def __init__(self, name: str, device: torch.device, *, key: str, fix: str) -> None:
         from transformers import AutoModel, AutoTokenizer
 
         folder = find_encoder(name, key=key, fix=fix)
-        _check_pooling(folder)
+        _check_layers(folder)
         options = {"local_files_only": True, "trust_remote_code": False}
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
@@ -97,8 +100,14 @@ class Encoder:
         return ids, min(len(behind), len(ids)) or len(ids)
 
 
-def _check_pooling(folder: Path) -> None:
+def _check_layers(folder: Path) -> None:
     """Raise where a sentence-transformers model is not of the kind whose vectors are means over tokens."""
+    listed = folder / "modules.json"
+    for module in json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else []:
+        layer = str(module["type"]).rsplit(".", 1)[-1]
+        if layer not in LAYERS:
+            found = f"the model has a layer {layer}, without which its vectors are others"
+            raise InputError(found, where=str(listed), fix="Take a model of a transformer and a pooling.")
     path = folder / "1_Pooling" / "config.json"
     if path.is_file() and not json.loads(path.read_text(encoding="utf-8")).get("pooling_mode_mean_tokens", True):
         raise InputError("the model does not pool by the mean over tokens", where=str(path), fix="Take one that does.")
