@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
+
 from pluralign.config import ModuleTrainingConfig
 from pluralign.fewshot import fitting
-from pluralign.fewshot.answers import Answers
+from pluralign.fewshot.answers import Answers, Shares
 from pluralign.fewshot.features import Points
-from pluralign.fewshot.methods import Learn, Predict, methods
+from pluralign.fewshot.methods import Learn, Predict, Told, methods
 
 CHANGES: dict[str, dict[str, Any]] = {
     # Without rounds there is nothing to choose by.
@@ -18,6 +21,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     # No table is one of single choices.
     "taste, chosen by alignment": {"SINGLE": 2.0},
     "taste, not sharper": {"SHARPNESS": (1.0,)},
+    "taste, powers up to 3": {"SHARPNESS": tuple(power for power in fitting.SHARPNESS if power <= 3.0)},
     "taste, one start": {"STARTS": fitting.STARTS[:1]},
     "taste, without the plain mean": {
         "GRID": {**fitting.GRID, "blend": (0.0,)},
@@ -25,13 +29,30 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
 }
 """Name -> what is put in the place of what in `fitting`."""
+HARDER: dict[str, Callable[[Shares], Shares]] = {
+    "taste, to the power of 3": lambda shares: shares**3 / (shares**3).sum(),
+    "taste, one option": lambda shares: np.eye(len(shares))[shares.argmax()],
+}
+"""Name -> what becomes of predicted shares. All of the share on one option is what alignment with single choices likes
+best."""
+IDEAS = (*CHANGES, *HARDER)
 
 
 def idea(name: str) -> Learn:
     """How a changed form is learned."""
+    taste = methods(ModuleTrainingConfig(), seed=0)["taste"]
+    if name in HARDER:
+        return lambda answers, points: _hardened(taste(answers, points), HARDER[name])
 
     def learn(answers: Answers, points: Points) -> Predict:
         with patch.multiple(fitting, **CHANGES[name]):
-            return methods(ModuleTrainingConfig(), seed=0)["taste"](answers, points)
+            return taste(answers, points)
 
     return learn
+
+
+def _hardened(predict: Predict, harden: Callable[[Shares], Shares]) -> Predict:
+    def hardened(context: Mapping[int, Shares], targets: Sequence[int]) -> list[Told | None]:
+        return [(harden(one[0]), None, None) for one in predict(context, targets) if one is not None]
+
+    return hardened

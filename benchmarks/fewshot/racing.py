@@ -1,13 +1,15 @@
-"""The published module on its published schedule, for a stated time of one core, against the closed form.
+"""The published module trained for a stated time of one core, against the closed form.
 
-Both learn from the same groups of the table; both are scored on groups that teach neither, predicted from 20 of their
-answers, at moments of the module's training.
+On its published schedule (`race`), and on a short one of ours on the world's people, to see when it converges. Both
+learn from the same groups; both are scored on groups that teach neither, predicted from 20 of their answers, at moments
+of the module's training.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -15,22 +17,46 @@ from typing import Any
 
 import numpy as np
 import torch
-from tables import TABLES
+from tables import TABLES, world
 
 from pluralign.config import EmbeddingConfig
 from pluralign.fewshot.answers import Answers, Shares
 from pluralign.fewshot.embedding import embed
 from pluralign.fewshot.episodes import episode, predict
-from pluralign.fewshot.features import Points
+from pluralign.fewshot.features import Points, hashed
 from pluralign.fewshot.fitting import fit
-from pluralign.fewshot.metrics import alignment
-from pluralign.fewshot.module import ModuleConfig, PreferenceModule, gaussian_nll
+from pluralign.fewshot.metrics import LEAST_SHARE, alignment
+from pluralign.fewshot.module import ModuleConfig, PreferenceModule, cross_entropy, gaussian_nll
 
-RATE, STEPS, GROUPS = 3e-4, 200_000, 32
-"""Of the published schedule: Adam, along a cosine to 0 in so many steps; a step has all training groups up to 32."""
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Means, log standard deviations, shares and questions of an episode's targets -> what is made small."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the module is trained: Adam, along a cosine to 0.
+
+    Attributes:
+        learning_rate: at first.
+        steps: until it is 0.
+        groups: in a step, at most.
+        loss: of a step.
+    """
+
+    learning_rate: float
+    steps: int
+    groups: int
+    loss: Loss
+
+
+PUBLISHED = Schedule(3e-4, 200_000, 32, gaussian_nll)
+SHORT = Schedule(3e-4, 3_000, 8, lambda means, _, said, questions: cross_entropy(means, said, questions))
+"""Cheaper steps, the published rate, and the loss that does not grow over-confident."""
+PEOPLE, PAIRS, DIMENSIONS = 20, 500, 384
+"""Of the world: people who teach (and as many are tested), questions of each, and sizes of the vectors."""
 READ, LEAST, SHARE = 20, 60, 0.4
 """Answers that are read; answers that a group needs; share of those groups that teach, as published."""
-MOMENTS = 12
+MOMENTS, MEASURES = 12, ("alignment", "accuracy", "nll")
 Say = Callable[[Mapping[int, Shares], Sequence[int]], Sequence[Shares]]
 """What a group answered and what is asked -> what it is predicted to answer."""
 
@@ -52,58 +78,95 @@ def race(name: str, data: Path, seconds: float) -> Iterator[dict[str, Any]]:
     ample = [group for group, own in answers.groups.items() if len(own) >= LEAST]
     order = [ample[place] for place in draw.permutation(len(ample))]
     cut = int(SHARE * len(order))
-    taught, kept = answers.of(order[:cut]), [_halves(answers.groups[group], draw) for group in order[cut:]]
+    for found in _raced(answers, points, order[:cut], order[cut:], PUBLISHED, seconds, draw):
+        yield {"table": name, **found}
 
-    def score(say: Say) -> float:
-        return mean(_aligned(answers, said, say(read, list(said))) for read, said in kept)
 
-    began = time.process_time()
-    views = fit(taught, points).tastes.view(answers.questions, points)
-    spent = time.process_time() - began
-    ours = {"seconds": spent, "alignment": score(lambda read, targets: views.read(read).shares(targets))}
-    trace = []
-    for spent, step, module in _trained(taught, points, seconds):
-        found = score(partial(predict, module, points))
-        trace.append({"seconds": spent, "steps": step, "alignment": found})
-        yield {"table": name, "groups": [cut, len(kept)], "seconds": seconds, "module": trace, "taste": ours}
+def converge(seconds: float) -> Iterator[dict[str, Any]]:
+    """The same on the world's people, with the short schedule.
+
+    Args:
+        seconds: of one core for the module.
+    """
+    torch.set_num_threads(1)
+    answers = world(2 * PEOPLE, PAIRS)
+    people = list(answers.groups)
+    points, draw = hashed(answers.questions, DIMENSIONS), np.random.default_rng(0)
+    for found in _raced(answers, points, people[:PEOPLE], people[PEOPLE:], SHORT, seconds, draw):
+        yield {"table": "world", "questions": PAIRS, "dimensions": DIMENSIONS, **found}
 
 
 def race_table(found: Mapping[str, Any]) -> str:
     """The module's curve, and when it reached what."""
-    ours = found["taste"]
-    lines = ["| method | seconds of one core | steps | alignment |", "| --- " * 4 + "|"]
-    lines.append(f"| taste | {ours['seconds']:.1f} | | {ours['alignment']:.4f} |")
-    for one in found["module"]:
-        lines.append(f"| gpo, published schedule | {one['seconds']:.0f} | {one['steps']} | {one['alignment']:.4f} |")
+    names = [name for name in MEASURES if name in found["taste"]]
+    lines = [f"| method | seconds of one core | steps | {' | '.join(names)} |", "| --- " * (3 + len(names)) + "|"]
+    rows = [("taste", {**found["taste"], "steps": ""}), *(("gpo", one) for one in found["module"])]
+    for method, one in rows:
+        measured = " | ".join(f"{one[name]:.4f}" for name in names)
+        lines.append(f"| {method} | {one['seconds']:.3g} | {one['steps']} | {measured} |")
     return "\n".join(lines) + "\n"
 
 
-def _aligned(answers: Answers, said: Mapping[int, Shares], predicted: Sequence[Shares]) -> float:
-    pairs = zip(said, predicted, strict=True)
-    return float(np.nanmean([alignment(answers.questions[number], one, said[number]) for number, one in pairs]))
+def _raced(
+    answers: Answers,
+    points: Points,
+    taught: Sequence[str],
+    tested: Sequence[str],
+    schedule: Schedule,
+    seconds: float,
+    draw: np.random.Generator,
+) -> Iterator[dict[str, Any]]:
+    teaching, kept = answers.of(taught), [_halves(answers.groups[group], draw) for group in tested]
+
+    def score(say: Say) -> dict[str, float]:
+        found = [_measured(answers, said, say(read, list(said))) for read, said in kept]
+        return {name: mean(one[name] for one in found) for name in found[0]}
+
+    began = time.process_time()
+    views = fit(teaching, points).tastes.view(answers.questions, points)
+    spent = time.process_time() - began
+    ours = {"seconds": spent, **score(lambda read, targets: views.read(read).shares(targets))}
+    trace: list[dict[str, Any]] = []
+    for spent, step, module in _trained(teaching, points, schedule, seconds):
+        trace.append({"seconds": spent, "steps": step, **score(partial(predict, module, points))})
+        yield {"groups": [len(taught), len(kept)], "seconds": seconds, "module": trace, "taste": ours}
 
 
-def _trained(taught: Answers, points: Points, seconds: float) -> Iterator[tuple[float, int, PreferenceModule]]:
-    """The module at moments of its training; time for scoring it does not count."""
+def _measured(answers: Answers, said: Mapping[int, Shares], predicted: Sequence[Shares]) -> dict[str, float]:
+    rows = [
+        (
+            alignment(answers.questions[number], one, said[number]),
+            said[number][one.argmax()] == said[number].max(),
+            -said[number] @ np.log(np.maximum(one, LEAST_SHARE)),
+        )
+        for number, one in zip(said, predicted, strict=True)
+    ]
+    return dict(zip(MEASURES, map(float, np.nanmean(np.array(rows, float), axis=0)), strict=True))
+
+
+def _trained(
+    taught: Answers, points: Points, schedule: Schedule, seconds: float
+) -> Iterator[tuple[float, int, PreferenceModule]]:
+    """The module at moments of its training, until the time or the schedule ends; time for scoring does not count."""
     draw, vectors = np.random.default_rng(0), torch.tensor(points.vectors, dtype=torch.float32)
     torch.manual_seed(0)
     module = PreferenceModule(ModuleConfig(dim_x=vectors.shape[1]))
-    optimizer = torch.optim.Adam(module.parameters(), lr=RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    optimizer = torch.optim.Adam(module.parameters(), lr=schedule.learning_rate)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, schedule.steps)
     groups = list(taught.groups.values())
     spent, step, due = 0.0, 0, [seconds * number / MOMENTS for number in range(1, MOMENTS + 1)]
-    while due:
+    while due and step < schedule.steps:
         began = time.process_time()
-        some = [groups[place] for place in draw.permutation(len(groups))[:GROUPS]]
+        some = [groups[place] for place in draw.permutation(len(groups))[: schedule.groups]]
         one = episode(some, points, draw)
         x, targets = vectors[one.context.clamp_min(0)], vectors[one.targets.clamp_min(0)]
         means, log_stds = module(x, one.read, targets, one.context < 0)
         optimizer.zero_grad()
-        gaussian_nll(means, log_stds, one.said, one.questions).backward()
+        schedule.loss(means, log_stds, one.said, one.questions).backward()
         optimizer.step()
-        schedule.step()
+        falling.step()
         spent, step = spent + time.process_time() - began, step + 1
-        if spent >= due[0]:
+        if spent >= due[0] or step == schedule.steps:
             due.pop(0)
             yield spent, step, module
 

@@ -5,13 +5,14 @@
     python benchmarks/fewshot/run.py ideas --on countries --data DIR       # ours without one of its choices
     python benchmarks/fewshot/run.py active --on countries --data DIR
     python benchmarks/fewshot/run.py race --on countries --data DIR --seconds 3600
+    python benchmarks/fewshot/run.py converge --seconds 600
     python benchmarks/fewshot/run.py speed
     python benchmarks/fewshot/run.py table --of compare-countries          # from the committed results
     python benchmarks/fewshot/run.py plot --of compare-countries           # likewise
 
-DIR is the folder of the published data (docs/real-text.md); the world and `speed` need none. `compare`, `intervals`
-and `ideas` are grids of cells that go on where they were stopped; cells that are there, below `--work` or in the
-results, are not made again.
+DIR is the folder of the published data (docs/real-text.md); the world, `converge` and `speed` need none. `compare`,
+`intervals` and `ideas` are grids of cells that go on where they were stopped; cells that are there, below `--work` or
+in the results, are not made again.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ import grid  # isort: skip  (before anything that imports numpy: it says how man
 
 import comparing
 from active import active, active_table
-from ideas import CHANGES
+from ideas import IDEAS
 from printing import OURS, SPREAD, against_table, compare_table, plot_results, width_table
-from racing import race, race_table
+from racing import converge, race, race_table
 from tables import TABLES
 from timing import speed, speed_table
 
@@ -38,7 +39,7 @@ PLOTS = Path(__file__).parents[2] / "docs" / "methods"
 GRIDS = {
     "compare": comparing.parts,
     "intervals": lambda table: comparing.parts(table, [OURS, SPREAD], comparing.FRESH),
-    "ideas": lambda table: comparing.parts(table, [OURS, *CHANGES]),
+    "ideas": lambda table: comparing.parts(table, [OURS, *IDEAS]),
 }
 """Stage -> its cells on a table."""
 TABLES_OF = {
@@ -47,6 +48,7 @@ TABLES_OF = {
     "ideas": (compare_table,),
     "active": (active_table,),
     "race": (race_table,),
+    "converge": (race_table,),
     "speed": (speed_table,),
 }
 """Stage -> what `table` prints of its results."""
@@ -68,6 +70,11 @@ def main() -> int:
         path = RESULTS / "speed.json"
         for found in speed(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}):
             write_json(path, {**grid.head(command), **found})
+        return 0
+    if arguments.stage == "converge":
+        command += f" --seconds {arguments.seconds:g}"
+        for found in converge(arguments.seconds):
+            write_json(RESULTS / "converge.json", {**grid.head(command), **found})
         return 0
     command += f" --on {arguments.on}" + ("" if arguments.on == "world" else " --data DIR")
     if arguments.stage in GRIDS:
@@ -103,12 +110,14 @@ def compare(arguments: argparse.Namespace, command: str) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=[*GRIDS, "active", "race", "speed", "table", "plot"])
+    parser.add_argument("stage", choices=[*GRIDS, "active", "race", "converge", "speed", "table", "plot"])
     parser.add_argument("--on", choices=list(TABLES), default="world", help="table of answers")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the published data")
     parser.add_argument("--methods", nargs="+", help="of a grid; all of them by default")
     parser.add_argument("--work", type=Path, default=Path("runs/fewshot"), help="folder of cells that are finished")
-    parser.add_argument("--seconds", type=float, default=3600.0, help="of one core, for the module in `race`")
+    parser.add_argument(
+        "--seconds", type=float, default=3600.0, help="of one core, for the module in `race` and `converge`"
+    )
     parser.add_argument("--of", default="compare-world", help="results to print or draw")
     return parser.parse_args()
 

@@ -29,14 +29,14 @@ class Table:
         sizes: of contexts.
         least: answers that a group needs to be tested.
         protocols: that it has answers for.
-        steps: that the published module is trained for, about 20 seconds of one core.
+        steps: that the published module is trained for, about a minute of one core.
     """
 
     read: Callable[[Path], Answers]
     sizes: tuple[int, ...]
     least: int
     protocols: tuple[str, ...] = (KNOWN, NEW)
-    steps: int = 120
+    steps: int = 480
 
 
 def countries(data: Path) -> Answers:
@@ -104,9 +104,9 @@ def world(people: int = WORLD_PEOPLE, pairs: int = WORLD_PAIRS) -> Answers:
 
 
 TABLES = {
-    "countries": Table(countries, (5, 10, 20), 60, steps=30),
-    "personas": Table(personas, (5, 10, 20, 50), 60, (NEW,), steps=60),
-    "raters": Table(raters, (5, 10, 20, 50), 60, steps=60),
+    "countries": Table(countries, (5, 10, 20), 60, steps=120),
+    "personas": Table(personas, (5, 10, 20, 50), 60, (NEW,), steps=240),
+    "raters": Table(raters, (5, 10, 20, 50), 60, steps=240),
     "annotators": Table(annotators, (5, 10, 20, 50), 60),
     "world": Table(lambda _: world(), (5, 10, 20), 30),
 }

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "fewshot"
@@ -85,3 +86,25 @@ def test_ours_is_held_against_the_best_other_that_has_all_splits() -> None:
     found = module("printing").against_table({"cells": [*cells, cell("gpo", 0, 0.1)]})
     assert "| known questions | 5 | nll | mean | +0.1000 [+0.1000, +0.1000] | 0.0000 | 2 |" in found
     assert "| known questions | 5 | accuracy | mean | +0.0000 [+0.0000, +0.0000] | 0.0000 | 2 |" in found
+
+
+def test_harder_predictions_are_of_the_same_option() -> None:
+    ideas = module("ideas")
+    found = {
+        name: ideas._hardened(lambda *_: [(np.array([0.2, 0.5, 0.3]), None, None)], harden)({}, [0])
+        for name, harden in ideas.HARDER.items()
+    }
+    assert found["taste, one option"][0][0].tolist() == [0.0, 1.0, 0.0]
+    np.testing.assert_allclose(found["taste, to the power of 3"][0][0], np.array([8, 125, 27]) / 160)
+
+
+def test_the_modules_training_is_looked_at_until_its_schedule_ends() -> None:
+    racing = module("racing")
+    short = racing.Schedule(1e-3, 3, 8, racing.SHORT.loss)
+    answers = module("tables").world(4, 25)
+    vectors = racing.hashed(answers.questions, 8)
+    (found,) = racing._raced(
+        answers, vectors, list(answers.groups)[:2], list(answers.groups)[2:], short, 1e6, np.random.default_rng(0)
+    )
+    assert found["groups"] == [2, 2] and [one["steps"] for one in found["module"]] == [3]
+    assert 0 < found["module"][0]["alignment"] <= 1 and 0 < found["taste"]["alignment"] <= 1

@@ -248,6 +248,8 @@ def test_few_samples_are_taken_together() -> None:
     )
     assert found.factors[KNOWN][5][0.8] == pytest.approx(1.0), "three samples do not tell how sure one is"
     assert list(found.factors[NEW]) == [5, 21] and found.factors[NEW][21][0.95] == pytest.approx(2.0)
+    apart = calibrated([*some(KNOWN, 5, 2.0, 60), *some(KNOWN, 20, 1.0, 60)]).factors[KNOWN]
+    assert {size: factors[0.8] for size, factors in apart.items()} == pytest.approx({5: 2.0, 20: 1.0})
 
 
 def test_scales_do_not_stay_where_two_would_have_to_change_together(monkeypatch: pytest.MonkeyPatch) -> None:

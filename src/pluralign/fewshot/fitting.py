@@ -35,7 +35,7 @@ NATS = 0.2
 alignment with them is the better the harder a prediction is, right or wrong."""
 SINGLE = 0.9
 """Answers that are single choices, of all, from which on a table is one of single choices."""
-SHARPNESS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+SHARPNESS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0)
 """Powers that shares of known questions may be raised to."""
 SWEEPS, SEARCHED_ROUNDS = 3, 2
 """Passes over the scales, at most, and rounds whose targets the scales are chosen on; intervals are told from all."""
