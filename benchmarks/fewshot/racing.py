@@ -21,11 +21,11 @@ from tables import TABLES, world
 
 from pluralign.config import EmbeddingConfig
 from pluralign.fewshot.answers import Answers, Shares
+from pluralign.fewshot.comparison import measured
 from pluralign.fewshot.embedding import embed
 from pluralign.fewshot.episodes import episode, predict
 from pluralign.fewshot.features import Points, hashed
 from pluralign.fewshot.fitting import fit
-from pluralign.fewshot.metrics import LEAST_SHARE, alignment
 from pluralign.fewshot.module import ModuleConfig, PreferenceModule, cross_entropy, gaussian_nll
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -118,9 +118,13 @@ def _raced(
 ) -> Iterator[dict[str, Any]]:
     teaching, kept = answers.of(taught), [_halves(answers.groups[group], draw) for group in tested]
 
+    def told(read: Mapping[int, Shares], said: Mapping[int, Shares], say: Say) -> list[Any]:
+        pairs = zip(said, say(read, list(said)), strict=True)
+        return [(answers.questions[number], said[number], (one, None, None)) for number, one in pairs]
+
     def score(say: Say) -> dict[str, float]:
-        found = [_measured(answers, said, say(read, list(said))) for read, said in kept]
-        return {name: mean(one[name] for one in found) for name in found[0]}
+        found = [measured(told(read, said, say)) for read, said in kept]
+        return {name: mean(one[name] for one in found) for name in MEASURES}
 
     began = time.process_time()
     views = fit(teaching, points).tastes.view(answers.questions, points)
@@ -130,18 +134,6 @@ def _raced(
     for spent, step, module in _trained(teaching, points, schedule, seconds):
         trace.append({"seconds": spent, "steps": step, **score(partial(predict, module, points))})
         yield {"groups": [len(taught), len(kept)], "seconds": seconds, "module": trace, "taste": ours}
-
-
-def _measured(answers: Answers, said: Mapping[int, Shares], predicted: Sequence[Shares]) -> dict[str, float]:
-    rows = [
-        (
-            alignment(answers.questions[number], one, said[number]),
-            said[number][one.argmax()] == said[number].max(),
-            -said[number] @ np.log(np.maximum(one, LEAST_SHARE)),
-        )
-        for number, one in zip(said, predicted, strict=True)
-    ]
-    return dict(zip(MEASURES, map(float, np.nanmean(np.array(rows, float), axis=0)), strict=True))
 
 
 def _trained(

@@ -104,9 +104,8 @@ def cells_of(name: str, learn: Learn, one: Split, points: Points) -> Iterator[Ce
             said = predict(context, list(trial.targets))
             asked = [(one.training.questions[number], shares) for number, shares in trial.targets.items()]
             told = [(*pair, got) for pair, got in zip(asked, said, strict=True)]
-            measured = _measured(told)
-            if measured:
-                found.setdefault(size, {})[trial.group] = measured
+            if means := measured(told):
+                found.setdefault(size, {})[trial.group] = means
     for size, groups in sorted(found.items()):
         yield Cell(one.protocol, name, size, one.seed, groups)
 
@@ -174,8 +173,13 @@ def _chosen(config: FewshotEvaluateConfig) -> dict[str, Learn]:
     return {name: there[name] for name in config.methods}
 
 
-def _measured(told: Sequence[tuple[Question, Shares, Told | None]]) -> dict[str, float]:
-    """Means over a group's targets; nothing where a method has nothing to say of one of them."""
+def measured(told: Sequence[tuple[Question, Shares, Told | None]]) -> dict[str, float]:
+    """Means over a group's targets: measure -> mean; one that is not defined is left out.
+
+    Args:
+        told: question, what the group answered, and what it is predicted to answer. Nothing comes back where a method
+            has nothing to say of one of them.
+    """
     values: dict[str, list[float]] = {name: [] for name in MEASURES}
     for question, shares, got in told:
         if got is None:
@@ -209,13 +213,13 @@ def _mean(values: Sequence[float]) -> float:
 def _summary(protocol: str, method: str, size: int, cells: Sequence[Cell]) -> Summary:
     means, margins = {}, {}
     for name in MEASURES:
-        by_split = [_mean([measured.get(name, math.nan) for measured in cell.groups.values()]) for cell in cells]
+        by_split = [_mean([own.get(name, math.nan) for own in cell.groups.values()]) for cell in cells]
         by_split = [value for value in by_split if not math.isnan(value)]
         if by_split:
             means[name] = mean(by_split)
         if len(by_split) > 1:
             margins[name] = _t95(len(by_split) - 1) * stdev(by_split) / math.sqrt(len(by_split))
-    worst = mean(min(measured["alignment"] for measured in cell.groups.values()) for cell in cells)
+    worst = mean(min(own["alignment"] for own in cell.groups.values()) for cell in cells)
     return Summary(protocol, method, size, len(cells), means, margins, worst)
 
 
