@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tables import TABLES
+from tables import KNOWN, NEW, TABLES
 
 import grid
 
@@ -19,8 +19,8 @@ SPLITS = range(5)
 FRESH = range(30, 50)
 """Splits on which intervals are measured: how they are shaped was decided after a look at others."""
 METHODS = ("uniform", "mean", "nearest", "mixture", "ridge", "gpo", "taste")
-FORMS = {"taste": 9, "mean": 2}
-"""Of a method that has changed its form, which one it is: a cell of another form is another cell."""
+FORMS = {"taste": {KNOWN: 9, NEW: 10}, "mean": {KNOWN: 2, NEW: 2}}
+"""Of a method that has changed its form, which one it is in a protocol: a cell of another form is another cell."""
 MODULE = {"groups": 8, "learning_rate": 3e-4}
 """Of the published module, beside a table's own steps: fewer groups a step than published, for short budgets. At a rate
 of 0.001 it stays at uniform answers for long."""
@@ -45,7 +45,8 @@ class Part:
         """Of everything that decides the result but versions."""
         table = TABLES[self.table]
         # What is changed of our form is of that form, too.
-        how = {**MODULE, "steps": table.steps} if self.method == "gpo" else FORMS.get(self.method.split(",")[0], 1)
+        form = FORMS.get(self.method.split(",")[0], {}).get(self.protocol, 1)
+        how = {**MODULE, "steps": table.steps} if self.method == "gpo" else form
         what = [asdict(self), how, list(table.sizes), table.least]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 
 from pluralign.config import ModuleTrainingConfig
-from pluralign.fewshot import fitting
+from pluralign.fewshot import fitting, lifting
 from pluralign.fewshot.answers import Answers, Shares
 from pluralign.fewshot.features import Points
+from pluralign.fewshot.kinds import KINDS
 from pluralign.fewshot.methods import Learn, Predict, Told, methods
 
-CHANGES: dict[str, dict[str, Any]] = {
+CHANGES: dict[str, tuple[ModuleType, dict[str, Any]]] = {
     # Without rounds there is nothing to choose by.
-    "taste, fixed scales": {"rounds_of": lambda *_: []},
+    "taste, fixed scales": (fitting, {"rounds_of": lambda *_: []}),
     # No table is one of single choices.
-    "taste, chosen by alignment": {"SINGLE": 2.0},
-    "taste, not sharper": {"SHARPNESS": (1.0,)},
-    "taste, powers up to 3": {"SHARPNESS": tuple(power for power in fitting.SHARPNESS if power <= 3.0)},
-    "taste, one start": {"STARTS": fitting.STARTS[:1]},
-    "taste, without the plain mean": {
-        "GRID": {**fitting.GRID, "blend": (0.0,)},
-        "STARTS": tuple(replace(start, blend=0.0) for start in fitting.STARTS),
-    },
+    "taste, chosen by alignment": (fitting, {"SINGLE": 2.0}),
+    "taste, not sharper": (fitting, {"SHARPNESS": (1.0,)}),
+    "taste, powers up to 3": (fitting, {"SHARPNESS": tuple(power for power in fitting.SHARPNESS if power <= 3.0)}),
+    "taste, one start": (fitting, {"STARTS": fitting.STARTS[:1]}),
+    "taste, without the plain mean": (
+        fitting,
+        {
+            "GRID": {**fitting.GRID, "blend": (0.0,)},
+            "STARTS": tuple(replace(start, blend=0.0) for start in fitting.STARTS),
+        },
+    ),
+    "taste, not lifted": (fitting, {"LIFTED": ()}),
+    "taste, lifted for known questions too": (fitting, {"LIFTED": KINDS}),
+    "taste, 500 landmarks": (lifting, {"MARKS": 500}),
+    "taste, 2000 landmarks": (lifting, {"MARKS": 2000}),
 }
-"""Name -> what is put in the place of what in `fitting`."""
+"""Name -> what is put in the place of what, and where."""
 HARDER: dict[str, Callable[[Shares], Shares]] = {
     "taste, to the power of 3": lambda shares: shares**3 / (shares**3).sum(),
     "taste, one option": lambda shares: np.eye(len(shares))[shares.argmax()],
@@ -45,7 +54,8 @@ def idea(name: str) -> Learn:
         return lambda answers, points: _hardened(taste(answers, points), HARDER[name])
 
     def learn(answers: Answers, points: Points) -> Predict:
-        with patch.multiple(fitting, **CHANGES[name]):
+        module, changes = CHANGES[name]
+        with patch.multiple(module, **changes):
             return taste(answers, points)
 
     return learn

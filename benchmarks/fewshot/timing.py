@@ -19,12 +19,12 @@ from tables import world
 from pluralign.fewshot.answers import Answers, Question
 from pluralign.fewshot.features import Points, hashed, points
 from pluralign.fewshot.fitting import fit
-from pluralign.fewshot.learned import taste
 from pluralign.fewshot.module import ModuleConfig, PreferenceModule
-from pluralign.fewshot.taste import Scales
 
 DIMENSIONS, REPEATS = 384, 30
 PEOPLE, PAIRS = 20, 500
+QUESTIONS, KNOWN = 300, 280
+"""Of 20 groups from which is learned how others are predicted, and how many of them they answered."""
 FITTED, PREDICTED = (125, 250, 500, 1000, 2000), (1_000, 10_000, 100_000)
 
 
@@ -94,14 +94,15 @@ def _fit(groups: int) -> float:
 
 
 def _predict(groups: int) -> float:
-    """For groups with 5 answers each, 2 questions."""
-    answers, found = _population(20, 20)
-    view = taste(answers, found, Scales()).view(answers.questions, found)
+    """For groups with 5 answers each, a question that training groups answered and a new one."""
+    answers, found = _population(20, QUESTIONS)
+    known, new = KNOWN, QUESTIONS - 1
+    views = fit(answers.without(range(known, QUESTIONS)), found).tastes.view(answers.questions, found)
     context = {number: answers.groups["g0"][number] for number in range(5)}
 
     def run() -> None:
         for _ in range(groups):
-            view.read(context).shares((10, 11))
+            views.read(context).shares((known - 1, new))
 
     return _seconds(run, 1)
 

@@ -37,6 +37,9 @@ SINGLE = 0.9
 """Answers that are single choices, of all, from which on a table is one of single choices."""
 SHARPNESS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0)
 """Powers that shares of known questions may be raised to."""
+LIFTED = (NEW,)
+"""Kinds of question whose vectors are taken into the space of `lifting`: what others answered to the same question says
+more of it than its words do, and words in each other's light say more of a new one than words alone."""
 SWEEPS, SEARCHED_ROUNDS = 3, 2
 """Passes over the scales, at most, and rounds whose targets the scales are chosen on; intervals are told from all."""
 _TINY = 1e-4
@@ -65,24 +68,33 @@ def fit(answers: Answers, points: Points, *, seed: int = 0) -> Fitted:
         points: vectors of all their questions.
         seed: of the parts.
     """
-    rounds, learned = rounds_of(answers, points, seed), Learned.of(answers, points)
+    rounds = rounds_of(answers, points, seed)
     if not rounds:
-        taste = learned.taste(Scales())
+        taste = Learned.of(answers, points).taste(Scales())
         return Fitted(Tastes(taste, taste), None, float("nan"))
-    search = _Search(Sheet.of(rounds[:SEARCHED_ROUNDS]))
-    there = {kind: search.sheet.count(kind) for kind in KINDS}
+    sheet = Sheet.of(rounds[:SEARCHED_ROUNDS])
+    there = {kind: sheet.count(kind) for kind in KINDS}
     # A kind of question that there is hardly any of tells nothing: the other kind's taste serves it, too.
     kinds = [kind for kind, count in there.items() if count >= min(ENOUGH, max(there.values()))]
-    chosen = {kind: search.best(kind) for kind in kinds}
-    sharpness = search.sharpness(chosen[KNOWN]) if KNOWN in chosen else {}
-    tastes = {
-        kind: replace(learned.taste(scales), sharpness=sharpness if kind == KNOWN else {})
-        for kind, scales in chosen.items()
-    }
+    made = {kind: _made(kind, answers, points, rounds) for kind in kinds}
+    tastes = {kind: taste for kind, (taste, _, _) in made.items()}
     first = tastes[kinds[0]]
     both = Tastes(tastes.get(KNOWN, first), tastes.get(NEW, first))
-    score = np.mean([search.alignment(kind, one.scales, one.sharpness) for kind, one in tastes.items()])
-    return Fitted(both, _calibrated(rounds, tastes), float(score))
+    score = np.mean([aligned for _, _, aligned in made.values()])
+    return Fitted(both, calibrated([sample for _, samples, _ in made.values() for sample in samples]), float(score))
+
+
+def _made(kind: str, answers: Answers, points: Points, rounds: Sequence[Round]) -> tuple[Taste, list[Sample], float]:
+    """The taste for a kind of question, what its intervals are told from, and how well training groups are aligned."""
+    lifts = kind in LIFTED
+    learned = Learned.lifted(answers, points) if lifts else Learned.of(answers, points)
+    own = [one.lifted() for one in rounds] if lifts else rounds
+    search = _Search(Sheet.of(own[:SEARCHED_ROUNDS]))
+    scales = search.best(kind)
+    sharpness = search.sharpness(scales) if kind == KNOWN else {}
+    taste = replace(learned.taste(scales), sharpness=sharpness)
+    samples = [sample for one in own for sample in _samples(one, kind, taste)]
+    return taste, samples, search.alignment(kind, scales, sharpness)
 
 
 class _Search:
@@ -178,14 +190,9 @@ def _baselines(sheet: Sheet) -> Iterator[np.ndarray]:
         yield np.concatenate([part if one is None else one for part, one in zip(parts, said, strict=True)])
 
 
-def _calibrated(rounds: Sequence[Round], tastes: dict[str, Taste]) -> Calibration:
-    return calibrated(
-        [sample for one in rounds for kind, taste in tastes.items() for sample in _samples(one, kind, taste)]
-    )
-
-
 def _samples(one: Round, kind: str, taste: Taste) -> Iterator[Sample]:
-    learned = replace(one.learned.taste(taste.scales), sharpness=taste.sharpness)
+    # The round's points are in the space already.
+    learned = replace(one.learned.taste(taste.scales), sharpness=taste.sharpness, lift=None)
     view = learned.view(one.questions, one.learned.points)
     for trial in one.trials:
         if targets := trial.targets.get(kind):

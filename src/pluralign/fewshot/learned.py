@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pluralign.fewshot.answers import Answers
 from pluralign.fewshot.features import Points
+from pluralign.fewshot.lifting import Lift
 from pluralign.fewshot.taste import Known, Scales, Taste, log_shares
 
 DIRECTIONS = 32
@@ -69,6 +70,7 @@ class Learned:
         length: mean square of the vectors' lengths.
         basis: float `[d, r]`, the vectors' leading directions where groups answered.
         reduced: float `[points, r]`, the vectors in them.
+        lift: into the space of `points`; None where they are vectors as they came.
     """
 
     answers: Answers
@@ -81,6 +83,14 @@ class Learned:
     reduced: np.ndarray
     _groups: Sequence[_Group]
     _products: Mapping[float, tuple[np.ndarray, np.ndarray]]
+    lift: Lift | None = None
+
+    @classmethod
+    def lifted(cls, answers: Answers, points: Points) -> Learned:
+        """Prepare a table with vectors in the space of those that were answered."""
+        answered = sorted({number for _, number, _ in answers})
+        lift = Lift.of(points.vectors[points.of(answered)])
+        return replace(cls.of(answers, lift(points)), lift=lift)
 
     @classmethod
     def of(cls, answers: Answers, points: Points) -> Learned:
@@ -118,7 +128,7 @@ class Learned:
                 known[question.key] = Known(
                     here.mean[part], here.unsure[part], here.directions[part], self.shares[part]
                 )
-        return Taste(scales, known, here.mean_weights, here.direction_weights)
+        return Taste(scales, known, here.mean_weights, here.direction_weights, lift=self.lift)
 
     def expected(self, scales: Scales) -> Expected:
         """The same at the table's own points."""

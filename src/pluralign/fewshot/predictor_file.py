@@ -17,16 +17,19 @@ from pluralign.errors import InputError
 from pluralign.fewshot.calibration import Calibration
 from pluralign.fewshot.fitting import Fitted
 from pluralign.fewshot.kinds import KNOWN, NEW, Tastes
+from pluralign.fewshot.lifting import Lift
 from pluralign.fewshot.predictor import Predictor
 from pluralign.fewshot.taste import Known, Scales, Taste
 from pluralign.storage import staged_file
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _HEAD = "pluralign"
 _FIX = "It is a file that `pluralign fewshot fit` wrote."
 _DIGEST = 32
 """Bytes of a question's key."""
 _KNOWN = ("mean", "unsure", "shares", "directions")
+_LIFT = ("middle", "marks", "weights")
+"""Arrays of a taste that has a lift, behind `lift.`."""
 _MODULE = "module."
 
 
@@ -100,6 +103,8 @@ def _taste_arrays(taste: Taste, seen: list[str]) -> dict[str, np.ndarray]:
     starts = np.cumsum([0, *(len(one.mean) for one in known)])
     arrays = {name: np.concatenate([getattr(one, name) for one in known]) for name in _KNOWN}
     weights = {"mean_weights": taste.mean_weights, "direction_weights": taste.direction_weights}
+    if taste.lift is not None:
+        weights |= {f"lift.{name}": getattr(taste.lift, name) for name in _LIFT}
     return {"starts": starts, **arrays, **{name: np.ascontiguousarray(value) for name, value in weights.items()}}
 
 
@@ -119,7 +124,8 @@ def _taste(kind: str, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray],
     weights = arrays[f"{kind}.mean_weights"], arrays[f"{kind}.direction_weights"]
     # Keys of JSON are text.
     sharpness = {int(read): float(power) for read, power in head["sharpness"].items()}
-    return Taste(Scales(**head["scales"]), known, *weights, sharpness)
+    lifted = [arrays[f"{kind}.lift.{name}"] for name in _LIFT if f"{kind}.lift.{name}" in arrays]
+    return Taste(Scales(**head["scales"]), known, *weights, sharpness, Lift(*lifted) if lifted else None)
 
 
 def _calibration(factors: Mapping[str, Mapping[str, Mapping[str, float]]], shapes: Mapping[str, float]) -> Calibration:

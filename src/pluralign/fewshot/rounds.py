@@ -8,7 +8,7 @@ What does not depend on the scales is done once, and all targets of all rounds a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -73,6 +73,10 @@ class Round:
     questions: Sequence[Question]
     learned: Learned
     trials: Sequence[Trial]
+
+    def lifted(self) -> Round:
+        """The same with vectors in the space of those that were learned of."""
+        return replace(self, learned=Learned.lifted(self.learned.answers, self.learned.points))
 
     def logs(self, scales: Scales) -> list[np.ndarray]:
         """What every trial's targets are expected to be: log-shares, `[points of its targets]` each."""

@@ -22,6 +22,7 @@ import numpy as np
 
 from pluralign.fewshot.answers import Question, Shares
 from pluralign.fewshot.features import Points
+from pluralign.fewshot.lifting import Lift
 
 SMOOTHING = 0.01
 """Added to every share before its logarithm: what nobody said is rare, and not impossible."""
@@ -79,6 +80,7 @@ class Taste:
         mean_weights: float `[d]`, from vectors to the mean.
         direction_weights: float `[d, k]`, from vectors to the directions.
         sharpness: of what is predicted; none leaves it as it is.
+        lift: into the space that d counts the dimensions of; None leaves vectors as they come.
     """
 
     scales: Scales
@@ -86,6 +88,7 @@ class Taste:
     mean_weights: np.ndarray
     direction_weights: np.ndarray
     sharpness: Sharpness = field(default_factory=dict)
+    lift: Lift | None = None
 
     def view(self, questions: Sequence[Question], points: Points) -> View:
         """Questions as they look from here.
@@ -94,7 +97,7 @@ class Taste:
             questions: to be read or predicted; known ones and new ones.
             points: their options' vectors, of the dimensions that the training groups' had.
         """
-        vectors = points.centred
+        vectors = (self.lift(points) if self.lift else points).centred
         mean, directions = vectors @ self.mean_weights, vectors @ self.direction_weights
         unsure = np.full(len(vectors), self.scales.mean_own)
         shares = np.full(len(vectors), np.nan)

@@ -1,0 +1,63 @@
+"""Vectors in a space where what is linear holds products of three of their directions: what an option says in the light
+of what is asked.
+
+A ridge regression on it is one with the kernel ((1 + cos) / 2) ^ 3, from landmarks (Williams and Seeger 2000, "Using
+the Nystroem method to speed up kernel machines").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pluralign.fewshot.features import Points
+
+MARKS = 1000
+"""Landmarks, at most: so many dimensions the space has."""
+POWER = 3
+"""Of the kernel: with 2 less is told apart, with 4 people of the world and annotators are predicted a little worse."""
+_SEED = 0
+_LEAST = 1e-6
+
+
+@dataclass(frozen=True)
+class Lift:
+    """The way from vectors into the space.
+
+    Attributes:
+        middle: float `[d]`, mean of the vectors that it was made of.
+        marks: float `[m, d]`, landmarks less the middle, of length 1.
+        weights: float `[m, r]`, from products with landmarks to coordinates.
+    """
+
+    middle: np.ndarray
+    marks: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, vectors: np.ndarray) -> Lift:
+        """The space of some vectors.
+
+        Args:
+            vectors: float `[n, d]`, of options that were answered.
+        """
+        middle = vectors.mean(0) if len(vectors) else np.zeros(vectors.shape[1])
+        order = np.random.default_rng(_SEED).permutation(len(vectors))[:MARKS]
+        marks = _directions(vectors[np.sort(order)] - middle)
+        values, turns = np.linalg.eigh(_kernel(marks, marks))
+        kept = values > _LEAST * values.max(initial=0.0)
+        return cls(middle, marks, turns[:, kept] / np.sqrt(values[kept]))
+
+    def __call__(self, points: Points) -> Points:
+        """Options in the space, float `[points, r]`."""
+        return Points(_kernel(_directions(points.vectors - self.middle), self.marks) @ self.weights, points.starts)
+
+
+def _directions(vectors: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12))
+
+
+def _kernel(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    return np.asarray(((1 + some @ others.T) / 2) ** POWER)
