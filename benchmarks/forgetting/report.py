@@ -24,6 +24,7 @@ class Person(Protocol):
     Attributes:
         distance: how far what they want is from the base's manner, in [0, 1].
         noise: share of their labels that are wrong.
+        share: of the topics in which they want their style.
     """
 
     @property
@@ -32,8 +33,16 @@ class Person(Protocol):
     @property
     def noise(self) -> float: ...
 
+    @property
+    def share(self) -> float: ...
+
 
 AT_MANNER = (0.3, 0.5, 0.7)
+WANTS: dict[str, Callable[[Person], bool]] = {
+    "like the base": lambda one: one.distance == 0,
+    "style in all topics": lambda one: one.distance > 0 and one.share == 1,
+    "in some": lambda one: one.share < 1,
+}
 
 
 def by_recipe(cells: Sequence[dict[str, Any]]) -> dict[str, Tracks]:
@@ -101,14 +110,17 @@ def ends(found: Mapping[str, Tracks]) -> str:
 
 def population(found: Mapping[str, Tracks], people: Mapping[str, Person]) -> str:
     """At each mark, for all: people served without loss, the worst tenth, and how loss goes with distance."""
-    errors = sorted({one.noise for one in people.values()})
-    parts = [f"{share:.0%} wrong" if share else "no errors" for share in errors]
+    parts: dict[str, Callable[[Person], bool]] = {
+        f"{share:.0%} wrong" if share else "no errors": lambda one, share=share: one.noise == share  # type: ignore[misc]
+        for share in sorted({one.noise for one in people.values()})
+    }
+    parts |= {name: which for name, which in WANTS.items() if any(map(which, people.values()))}
     tenth = "worst tenth: served and kept"
     lines = [["recipe", "step", "served without loss", *parts, tenth, "lost for 1 of distance"]]
     for recipe, tracks in found.items():
         for mark, at in _marks(tracks):
             shown = [intervals.over_people(_wells(tracks, at))]
-            shown += [intervals.over_people(_wells(_of_errors(tracks, people, share), at)) for share in errors]
+            shown += [intervals.over_people(_wells(_of(tracks, people, which), at)) for which in parts.values()]
             shown.append(intervals.estimate([_worst_tenth(list(own.values()), at) for own in tracks.values()]))
             shown.append(intervals.estimate([_slope(own, people, at) for own in tracks.values()]))
             lines.append([recipe, str(mark), *map(str, shown)])
@@ -151,6 +163,26 @@ def on_text(cells: Sequence[dict[str, Any]]) -> str:
         shown = [str(intervals.over_people(_each(tracks, value))) for value in values]
         lines.append([recipe, f"{rates[recipe]:g}", *shown])
     return _table(lines)
+
+
+def on_text_against_others(cells: Sequence[dict[str, Any]]) -> str:
+    """Each of ours less every other recipe, person by person; in brackets the detectable."""
+    found = by_recipe(cells)
+    ours = [name for name in found if RECIPES[name].family == OURS]
+    measures: dict[str, Callable[[Track], float]] = {
+        "area under the front": lambda track: track.area,
+        f"told at manner {AT_MANNER[1]}": lambda track: track.front(AT_MANNER[1]),
+    }
+    tables = []
+    for title, value in measures.items():
+        lines = [[f"{title}, difference: against", *ours]]
+        values = {name: _each(tracks, value) for name, tracks in found.items()}
+        for name in found:
+            each = {one: intervals.difference(values[one], values[name]) for one in ours}
+            shown = ["" if one == name else f"{less} ({less.detectable:.3f})" for one, less in each.items()]
+            lines.append([name, *shown])
+        tables.append(_table(lines))
+    return "\n".join(tables)
 
 
 def figures(found: Mapping[str, Tracks], folder: Path) -> None:
@@ -201,11 +233,8 @@ def _wells(tracks: Tracks, at: int) -> dict[int, dict[str, float]]:
     return _each(tracks, lambda track: float(track.well(at)))
 
 
-def _of_errors(tracks: Tracks, of: Mapping[str, Person], share: float) -> Tracks:
-    return {
-        seed: {user: track for user, track in people.items() if of[user].noise == share}
-        for seed, people in tracks.items()
-    }
+def _of(tracks: Tracks, of: Mapping[str, Person], which: Callable[[Person], bool]) -> Tracks:
+    return {seed: {user: track for user, track in people.items() if which(of[user])} for seed, people in tracks.items()}
 
 
 def _front(tracks: Tracks, least: float) -> Estimate:

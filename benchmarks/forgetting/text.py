@@ -1,6 +1,6 @@
 """The finalists of the screen on real text: what people's manner costs in taught facts, along the training.
 
-    python benchmarks/forgetting/text.py tune --data DIR --model MODEL     # every finalist at three learning rates
+    python benchmarks/forgetting/text.py tune --data DIR --model MODEL     # every finalist at four learning rates
     python benchmarks/forgetting/text.py report --data DIR --model MODEL   # each at its best one, on other seeds
     python benchmarks/forgetting/text.py table                             # from the committed results
     python benchmarks/forgetting/text.py cell --data DIR --model MODEL --task dsp --recipe 'dpo b0.1' --seed 0
@@ -30,7 +30,7 @@ import grid
 
 TUNING_SEED = 100
 SEEDS = (0, 1, 2)
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 """The trials of every recipe on each population."""
 
 
@@ -65,7 +65,7 @@ def main() -> int:
         cells = grid.read(RESULTS / "text-report.json")
         for task in PEOPLE_TASKS:
             found = [cell for cell in cells if cell["task"] == task]
-            print(f"**{task}**\n\n{report.on_text(found)}")
+            print(f"**{task}**\n\n{report.on_text(found)}\n{report.on_text_against_others(found)}")
         return 0
     texts = Texts(arguments.data.resolve(), arguments.model.resolve(), arguments.work.resolve())
     if arguments.stage == "cell":

@@ -139,7 +139,7 @@ def test_reported_tables_compare_ours_with_every_baseline() -> None:
     assert "window, as a factor: against | hinge0.3 |" in compared and "| dpo b0.1 | 4." in compared
     assert "1.000 [1.000, 1.000]" in report.ends(found)
     errors = {"formal-000": 0.0, "cheerful-001": 0.2, "plain-005": 0.0}
-    people = {user: SimpleNamespace(distance=error * 5, noise=error) for user, error in errors.items()}
+    people = {user: SimpleNamespace(distance=error * 5, noise=error, share=1.0) for user, error in errors.items()}
     shown = report.population(found, people)
     assert "| no errors | 20% wrong |" in shown and "| hinge0.3 | 80 | 1.000 [1.000, 1.000] |" in shown
     # Of three people only the one who likes the base is served by the other.
@@ -211,6 +211,12 @@ def test_real_text_is_shown_by_manner() -> None:
     assert "| recipe | learning rate | area under the front | told at manner 0.3 |" in shown
     # Everything is told where the manner is there six times in ten, and nothing where it never is.
     assert "| 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] | 0.333 [" in shown
+    ours = [cell("hinge0.3", 1e-3, seed, quality) for seed, quality in ((1, 1.0), (2, 0.8))]
+    against = report.on_text_against_others([*cells, *ours])
+    assert "| area under the front, difference: against | hinge0.3 |" in against and "| hinge0.3 |  |" in against
+    # By a third in one draw, and hardly in the other: two draws tell nothing.
+    assert "| dpo b0.1 | 0.200 [-0.647, 1.047] (0.939) |" in against
+    assert "| dpo b0.1 | 0.000 [0.000, 0.000] (0.000) |" in against
 
 
 def test_one_learning_rate_and_one_moment_are_chosen_for_all() -> None:
