@@ -5,8 +5,8 @@
     python benchmarks/forgetting/text.py table                             # from the committed results
     python benchmarks/forgetting/text.py cell --data DIR --model MODEL --task dsp --recipe 'dpo b0.1' --seed 0
 
-MODEL is what `benchmarks/real_text/make_model.py` wrote, DIR the published data (docs/real-text.md). One cell takes one
-to two minutes of one core; cells that are there are not made again.
+MODEL is what `benchmarks/real_text/make_model.py` wrote, DIR the published data (docs/real-text.md). One cell takes
+about a minute of one core; cells that are there are not made again.
 """
 
 from __future__ import annotations
