@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import intervals
 from fronts import Track, tracks_of
@@ -16,6 +16,7 @@ from summary import MOVES, kind_of
 
 Tracks = Mapping[int, Mapping[str, Track]]
 """Seed -> person -> track."""
+_Values = TypeVar("_Values")
 
 
 class Person(Protocol):
@@ -66,25 +67,17 @@ def windows(found: Mapping[str, Tracks]) -> str:
 
 def against_others(found: Mapping[str, Tracks]) -> str:
     """Each of ours less every other recipe, person by person, of those who must move; in brackets the detectable."""
-    ours = [name for name in found if RECIPES[name].family == OURS]
 
     def window(value: Estimate) -> str:
         return f"{_factor(value)} ({math.exp(value.detectable):.2f}x)"
 
-    def area(value: Estimate) -> str:
-        return f"{value} ({value.detectable:.3f})"
-
-    tables = []
-    for title, shown, measure in (
-        ("window, as a factor", window, lambda track: track.window),
-        ("area under the front, difference", area, lambda track: track.area),
-    ):
-        lines = [[f"{title}: against", *ours]]
-        for name in found:
-            cells = ("" if one == name else shown(_difference(found[one], found[name], measure)) for one in ours)
-            lines.append([name, *cells])
-        tables.append(_table(lines))
-    return "\n".join(tables)
+    moved = {name: _only(tracks, MOVES) for name, tracks in found.items()}
+    windows, areas = (
+        {name: _each(tracks, value) for name, tracks in moved.items()}
+        for value in (lambda track: track.window, lambda track: track.area)
+    )
+    first = _against("window, as a factor: against", windows, intervals.difference, window)
+    return f"{first}\n{_against('area under the front, difference: against', areas, intervals.difference)}"
 
 
 def ends(found: Mapping[str, Tracks]) -> str:
@@ -129,24 +122,18 @@ def population(found: Mapping[str, Tracks], people: Mapping[str, Person]) -> str
 
 def population_against_others(found: Mapping[str, Tracks]) -> str:
     """Each of ours less every other recipe at the last marks, world by world; in brackets the detectable."""
-    ours = [name for name in found if RECIPES[name].family == OURS]
+
+    def less(one: Sequence[float], other: Sequence[float]) -> Estimate:
+        return intervals.estimate([mine - theirs for mine, theirs in zip(one, other, strict=True)])
+
+    measures: dict[str, Callable[[Sequence[Track]], float]] = {
+        "served without loss": lambda own: mean(float(track.well(-1)) for track in own),
+        "worst tenth": lambda own: _worst_tenth(own, -1),
+    }
     tables = []
-    for title, value in (
-        ("served without loss", lambda own: mean(float(track.well(-1)) for track in own)),
-        ("worst tenth", lambda own: _worst_tenth(own, -1)),
-    ):
-        lines = [[f"{title}, difference: against", *ours]]
+    for title, value in measures.items():
         worlds = {name: [value(list(own.values())) for own in tracks.values()] for name, tracks in found.items()}
-        for name in found:
-            others = [
-                intervals.estimate([mine - other for mine, other in zip(worlds[one], worlds[name], strict=True)])
-                for one in ours
-            ]
-            cells = (
-                "" if one == name else f"{each} ({each.detectable:.3f})" for one, each in zip(ours, others, strict=True)
-            )
-            lines.append([name, *cells])
-        tables.append(_table(lines))
+        tables.append(_against(f"{title}, difference: against", worlds, less))
     return "\n".join(tables)
 
 
@@ -168,20 +155,14 @@ def on_text(cells: Sequence[dict[str, Any]]) -> str:
 def on_text_against_others(cells: Sequence[dict[str, Any]]) -> str:
     """Each of ours less every other recipe, person by person; in brackets the detectable."""
     found = by_recipe(cells)
-    ours = [name for name in found if RECIPES[name].family == OURS]
     measures: dict[str, Callable[[Track], float]] = {
         "area under the front": lambda track: track.area,
         f"told at manner {AT_MANNER[1]}": lambda track: track.front(AT_MANNER[1]),
     }
     tables = []
     for title, value in measures.items():
-        lines = [[f"{title}, difference: against", *ours]]
         values = {name: _each(tracks, value) for name, tracks in found.items()}
-        for name in found:
-            each = {one: intervals.difference(values[one], values[name]) for one in ours}
-            shown = ["" if one == name else f"{less} ({less.detectable:.3f})" for one, less in each.items()]
-            lines.append([name, *shown])
-        tables.append(_table(lines))
+        tables.append(_against(f"{title}, difference: against", values, intervals.difference))
     return "\n".join(tables)
 
 
@@ -256,8 +237,18 @@ def _windows(tracks: Tracks, kinds: Sequence[str] = MOVES) -> Estimate:
     return intervals.over_people(_each(_only(tracks, kinds), lambda track: track.window))
 
 
-def _difference(one: Tracks, other: Tracks, value: Callable[[Track], float]) -> Estimate:
-    return intervals.difference(_each(_only(one, MOVES), value), _each(_only(other, MOVES), value))
+def _against(
+    title: str,
+    values: Mapping[str, _Values],
+    less: Callable[[_Values, _Values], Estimate],
+    shown: Callable[[Estimate], str] = lambda value: f"{value} ({value.detectable:.3f})",
+) -> str:
+    """A column for each of ours, a row for every recipe: what the former has more than the latter."""
+    ours = [name for name in values if RECIPES[name].family == OURS]
+    lines = [[title, *ours]]
+    for name in values:
+        lines.append([name, *("" if one == name else shown(less(values[one], values[name])) for one in ours)])
+    return _table(lines)
 
 
 def _marks(tracks: Tracks) -> Iterator[tuple[int, int]]:

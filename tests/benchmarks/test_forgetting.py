@@ -141,7 +141,8 @@ def test_reported_tables_compare_ours_with_every_baseline() -> None:
     errors = {"formal-000": 0.0, "cheerful-001": 0.2, "plain-005": 0.0}
     people = {user: SimpleNamespace(distance=error * 5, noise=error, share=1.0) for user, error in errors.items()}
     shown = report.population(found, people)
-    assert "| no errors | 20% wrong |" in shown and "| hinge0.3 | 80 | 1.000 [1.000, 1.000] |" in shown
+    assert "| no errors | 20% wrong | like the base | style in all topics | worst" in shown
+    assert "| hinge0.3 | 80 | 1.000 [1.000, 1.000] |" in shown
     # Of three people only the one who likes the base is served by the other.
     assert "| dpo b0.1 | 80 | 0.333 [0.333, 0.333] | 0.500 [0.500, 0.500] | 0.000 [0.000, 0.000] |" in shown
     assert "| dpo b0.1 | 0.667 [0.667, 0.667] (0.000) |" in report.population_against_others(found)
