@@ -12,6 +12,7 @@ import pytest
 from pluralign.cli import main
 from pluralign.config import EmbeddingConfig, FewshotFitConfig, ModuleTrainingConfig
 from pluralign.errors import InputError
+from pluralign.fewshot import predictor_file
 from pluralign.fewshot.answers import Answers, Question
 from pluralign.fewshot.predictor import Predictor, fit_predictor
 from pluralign.fewshot.predictor_file import load_predictor, save_predictor
@@ -47,10 +48,18 @@ def answers(lines: list[dict[str, Any]]) -> Answers:
     return found
 
 
+def test_a_predictor_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor_file, "SCHEMA_VERSION", 3)
+    save_predictor(fit_predictor(answers(rows(range(8))), FewshotFitConfig()), tmp_path / "old.safetensors")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"its schema version is 3, and this program reads 4.*fit again"):
+        load_predictor(tmp_path / "old.safetensors")
+
+
 @pytest.mark.parametrize("kind", ["taste", "gpo"])
 def test_a_predictor_read_back_says_the_same(kind: str, tmp_path: Path) -> None:
     config = resolve(FewshotFitConfig, {"predictor": kind, "module": {"steps": 3}})
-    predictor = fit_predictor(answers(rows(range(10))), config)
+    predictor = fit_predictor(answers(rows(range(20))), config)
     save_predictor(predictor, tmp_path / "one.safetensors")
     again = load_predictor(tmp_path / "one.safetensors")
     context = answers([line for line in rows(range(20, 22)) if "alone" in line["question"]])
@@ -67,6 +76,7 @@ def test_a_predictor_read_back_says_the_same(kind: str, tmp_path: Path) -> None:
             assert (one.low <= one.shares).all() and (one.shares <= one.high).all()
             np.testing.assert_allclose(one.low, other.low, atol=1e-12)
     assert again.summary() == predictor.summary()
+    assert kind == "gpo" or again.fitted.tastes.new.lift is not None, "new questions are read in a space of their own"
 
 
 def test_the_commands_predict_a_new_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

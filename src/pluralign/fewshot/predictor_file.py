@@ -82,7 +82,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise InputError(f"cannot be read ({error})", where=str(path), fix=_FIX) from None
     if head.get("schema_version") != SCHEMA_VERSION:
         found = f"its schema version is {head.get('schema_version')}, and this program reads {SCHEMA_VERSION}"
-        raise InputError(found, where=str(path), fix=_FIX)
+        raise InputError(found, where=str(path), fix=f"{_FIX} Of another version: fit again.")
     return head, arrays
 
 
