@@ -108,7 +108,8 @@ class Learned:
         products = {}
         for count in np.unique(counts[counts > 0]).tolist():
             some = counts == count
-            products[count] = vectors[some].T @ vectors[some], vectors[some].T @ means[some]
+            own = vectors[some]
+            products[count] = own.T @ own, own.T @ means[some]
         basis = _basis(sum((gram for gram, _ in products.values()), np.zeros((vectors.shape[1],) * 2)))
         reduced = vectors @ basis
         # Groups that answered the same questions share their products.
