@@ -103,7 +103,8 @@ def race_table(found: Mapping[str, Any]) -> str:
     rows = [("taste", {**found["taste"], "steps": ""}), *(("gpo", one) for one in found["module"])]
     for method, one in rows:
         measured = " | ".join(f"{one[name]:.4f}" for name in names)
-        lines.append(f"| {method} | {one['seconds']:.3g} | {one['steps']} | {measured} |")
+        spent = one["seconds"]
+        lines.append(f"| {method} | {spent:{'.3g' if spent < 1000 else '.0f'}} | {one['steps']} | {measured} |")
     return "\n".join(lines) + "\n"
 
 
