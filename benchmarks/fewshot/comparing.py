@@ -21,6 +21,8 @@ FRESH = range(30, 50)
 METHODS = ("uniform", "mean", "nearest", "mixture", "ridge", "gpo", "taste")
 FORMS = {"taste": {KNOWN: 9, NEW: 10}, "mean": {KNOWN: 2, NEW: 2}}
 """Of a method that has changed its form, which one it is in a protocol: a cell of another form is another cell."""
+BY_TEXT = ("annotators", "world")
+"""Tables on which one text is asked with several pairs of options, which are held out together."""
 MODULE = {"groups": 8, "learning_rate": 3e-4}
 """Of the published module, beside a table's own steps: fewer groups a step than published, for short budgets. At a rate
 of 0.001 it stays at uniform answers for long."""
@@ -48,6 +50,9 @@ class Part:
         form = FORMS.get(self.method.split(",")[0], {}).get(self.protocol, 1)
         how = {**MODULE, "steps": table.steps} if self.method == "gpo" else form
         what = [asdict(self), how, list(table.sizes), table.least]
+        # Where no text is asked twice, holding out texts is holding out questions, as it was before.
+        if self.table in BY_TEXT and (self.protocol == NEW or self.method.startswith("taste")):
+            what.append("texts")
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
     def kept(self, work: Path) -> Path:

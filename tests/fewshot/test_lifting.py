@@ -32,7 +32,7 @@ def test_products_with_landmarks_are_the_cube_of_half_of_one_and_the_cosine(
     vectors = np.concatenate([vectors, vectors, np.zeros((1, dimensions))]) if twice else vectors
     others = draw.normal(size=(5, dimensions))
     lift = Lift.of(vectors)
-    inside, outside = (lift(Points(some, np.arange(len(some) + 1))).vectors for some in (vectors, others))
+    inside, outside = (lift.coordinates(some) for some in (vectors, others))
     expected = ((1 + cosines(others - vectors.mean(0), vectors - vectors.mean(0))) / 2) ** 3
     np.testing.assert_allclose(outside @ inside.T, expected, atol=2e-3)
 
@@ -40,7 +40,7 @@ def test_products_with_landmarks_are_the_cube_of_half_of_one_and_the_cosine(
 def test_neither_the_length_nor_the_place_of_vectors_counts() -> None:
     vectors = np.random.default_rng(0).normal(size=(20, 4))
     first, second = (
-        Lift.of(some)(Points(some, np.arange(0, 21, 2))).vectors for some in (vectors, 30 * vectors + np.arange(4))
+        Lift.of(some)(Points(some, np.arange(0, 21, 2))).centred for some in (vectors, 30 * vectors + np.arange(4))
     )
     np.testing.assert_allclose(first @ first.T, second @ second.T, atol=1e-8)
 

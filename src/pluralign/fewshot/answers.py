@@ -90,12 +90,36 @@ class Answers:
         kept = {group: own for group, own in some.items() if own}
         return Answers(self.questions, kept, name=self.name, places=self.places, _numbers=self._numbers)
 
+    def compact(self) -> tuple[Answers, list[int]]:
+        """The same without the questions that nobody answered, and the numbers that the others had."""
+        numbers = sorted({number for own in self.groups.values() for number in own})
+        places = {number: place for place, number in enumerate(numbers)}
+        found = Answers(name=self.name)
+        for number in numbers:
+            found.number(self.questions[number])
+        for group, own in self.groups.items():
+            found.groups[group] = {places[number]: shares for number, shares in own.items()}
+        return found, numbers
+
     def __iter__(self) -> Iterator[tuple[str, int, Shares]]:
         """Group, number of the question, shares."""
         return ((group, number, shares) for group, own in self.groups.items() for number, shares in own.items())
 
     def __len__(self) -> int:
         return sum(map(len, self.groups.values()))
+
+
+def alike(questions: Sequence[Question], order: Iterable[int]) -> list[list[int]]:
+    """Numbers of questions with one text, whatever the options, together: in an order, a text where it first comes.
+
+    Args:
+        questions: all.
+        order: numbers of some of them.
+    """
+    found: dict[str, list[int]] = {}
+    for number in order:
+        found.setdefault(questions[number].text, []).append(number)
+    return list(found.values())
 
 
 def answers_of(preferences: Preferences, *, per: str = "user") -> Answers:

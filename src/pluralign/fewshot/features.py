@@ -24,10 +24,12 @@ class Points:
     Attributes:
         vectors: float64 `[points, d]`.
         starts: int64 `[questions + 1]`; question n has the points from `starts[n]` to `starts[n + 1]`.
+        even: whether the vectors of every question have the mean 0 already.
     """
 
     vectors: np.ndarray
     starts: np.ndarray
+    even: bool = False
 
     @cached_property
     def centred(self) -> np.ndarray:
@@ -35,6 +37,8 @@ class Points:
 
         What tells a question's options apart, and nothing of the question alone.
         """
+        if self.even:
+            return self.vectors
         means = np.add.reduceat(self.vectors, self.starts[:-1], axis=0) / np.diff(self.starts)[:, None]
         return np.asarray(self.vectors - means[self.questions])
 
@@ -52,6 +56,11 @@ class Points:
         if not len(numbers):
             return np.zeros(0, int)
         return np.concatenate([np.arange(self.starts[n], self.starts[n + 1]) for n in numbers])
+
+    def only(self, numbers: Sequence[int]) -> Points:
+        """The same for some questions, in their order."""
+        sizes = np.diff(self.starts)[np.asarray(numbers, int)]
+        return Points(self.vectors[self.of(numbers)], np.concatenate([[0], np.cumsum(sizes)]).astype(int), self.even)
 
 
 def points(questions: Sequence[Question], vectors: np.ndarray) -> Points:

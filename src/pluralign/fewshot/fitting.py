@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 
@@ -88,12 +89,14 @@ def _made(kind: str, answers: Answers, points: Points, rounds: Sequence[Round]) 
     """The taste for a kind of question, what its intervals are told from, and how well training groups are aligned."""
     lifts = kind in LIFTED
     learned = Learned.lifted(answers, points) if lifts else Learned.of(answers, points)
-    own = [one.lifted() for one in rounds] if lifts else rounds
-    search = _Search(Sheet.of(own[:SEARCHED_ROUNDS]))
+    searched = [one.lifted() if lifts else one for one in rounds[:SEARCHED_ROUNDS]]
+    search = _Search(Sheet.of(searched))
     scales = search.best(kind)
     sharpness = search.sharpness(scales) if kind == KNOWN else {}
     taste = replace(learned.taste(scales), sharpness=sharpness)
-    samples = [sample for one in own for sample in _samples(one, kind, taste)]
+    # Of the rounds that nothing is searched on, one at a time is lifted: that takes memory.
+    others = (one.lifted() if lifts else one for one in rounds[SEARCHED_ROUNDS:])
+    samples = [sample for one in chain(searched, others) for sample in _samples(one, kind, taste)]
     return taste, samples, search.alignment(kind, scales, sharpness)
 
 

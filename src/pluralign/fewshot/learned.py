@@ -14,8 +14,11 @@ from pluralign.fewshot.taste import Known, Scales, Taste, log_shares
 
 DIRECTIONS = 32
 """In which the training groups differ, at most."""
+COMPARED = 256
+"""Training groups whose deviations from the mean tell these directions, at most; the mean is that of all."""
 FILLED = 128
 """Leading directions of the vectors from which a group's gaps are filled, at most."""
+_SEED = 0
 
 
 def taste(answers: Answers, points: Points, scales: Scales) -> Taste:
@@ -105,19 +108,19 @@ class Learned:
             sums[at] += np.concatenate(list(own.values())) if own else 0.0
             groups.append((at, said))
         means = logs / np.maximum(counts, 1)
-        products = {}
-        for count in np.unique(counts[counts > 0]).tolist():
-            some = counts == count
-            own = vectors[some]
-            products[count] = own.T @ own, own.T @ means[some]
+        products = {
+            count: _summed(vectors, means, np.flatnonzero(counts == count)) for count in np.unique(counts[counts > 0])
+        }
         basis = _basis(sum((gram for gram, _ in products.values()), np.zeros((vectors.shape[1],) * 2)))
         reduced = vectors @ basis
+        some = np.random.default_rng(_SEED).permutation(len(groups))[:COMPARED]
+        compared = [groups[place] for place in np.sort(some)]
         # Groups that answered the same questions share their products.
-        grams = {at.tobytes(): at for at, _ in groups}
+        grams = {at.tobytes(): at for at, _ in compared}
         made = {key: _products(reduced[at]) for key, at in grams.items()}
-        owned = [_Group(at, made[at.tobytes()], said) for at, said in groups]
+        owned = [_Group(at, made[at.tobytes()], said) for at, said in compared]
         shares = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-        length = float((vectors**2).sum(1).mean()) if len(vectors) else 0.0
+        length = float(np.einsum("pd,pd->", vectors, vectors)) / max(len(vectors), 1)
         return cls(answers, points, counts, means, shares, length, basis, reduced, owned, products)
 
     def taste(self, scales: Scales) -> Taste:
@@ -188,6 +191,21 @@ def _leading(columns: np.ndarray) -> np.ndarray:
 
 
 _NOTHING = 1e-12
+
+
+def _summed(vectors: np.ndarray, means: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Products of some rows with themselves, `[d, d]`, and with their means, `[d]`."""
+    gram, product = np.zeros((vectors.shape[1],) * 2), np.zeros(vectors.shape[1])
+    # In blocks: there may be as many rows as memory just holds.
+    for start in range(0, len(rows), _BLOCK):
+        some = rows[start : start + _BLOCK]
+        own = vectors[some]
+        gram += own.T @ own
+        product += own.T @ means[some]
+    return gram, product
+
+
+_BLOCK = 4096
 
 
 def _basis(gram: np.ndarray) -> np.ndarray:

@@ -52,13 +52,24 @@ class Lift:
         return cls(middle, marks, turns[:, kept] / np.sqrt(values[kept]))
 
     def __call__(self, points: Points) -> Points:
-        """Options in the space, float `[points, r]`."""
-        found = np.empty((len(points.vectors), self.weights.shape[1]))
+        """Options in the space, float `[points, r]`, less the mean of their question."""
+        found = self.coordinates(points.vectors)
+        sizes = np.diff(points.starts)
+        found -= np.repeat(np.add.reduceat(found, points.starts[:-1], axis=0) / sizes[:, None], sizes, axis=0)
+        return Points(found, points.starts, even=True)
+
+    def coordinates(self, vectors: np.ndarray) -> np.ndarray:
+        """Vectors in the space, float `[n, r]`.
+
+        Args:
+            vectors: float `[n, d]`.
+        """
+        found = np.empty((len(vectors), self.weights.shape[1]))
         # In blocks: products with all landmarks are many times the vectors, and slow where they leave the cache.
         for start in range(0, len(found), _BLOCK):
-            block = _directions(points.vectors[start : start + _BLOCK] - self.middle)
+            block = _directions(vectors[start : start + _BLOCK] - self.middle)
             found[start : start + _BLOCK] = _kernel(block, self.marks) @ self.weights
-        return Points(found, points.starts)
+        return found
 
 
 def _directions(vectors: np.ndarray) -> np.ndarray:

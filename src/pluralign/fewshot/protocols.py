@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pluralign.errors import InputError
-from pluralign.fewshot.answers import Answers, Shares
+from pluralign.fewshot.answers import Answers, Shares, alike
 
 KNOWN_QUESTIONS, NEW_QUESTIONS = "known questions", "new questions"
 PROTOCOLS = (KNOWN_QUESTIONS, NEW_QUESTIONS)
@@ -70,8 +70,8 @@ def split(answers: Answers, protocol: str, sizes: Sequence[int], *, least: int, 
     draw = np.random.default_rng(seed)
     ample = [group for group, own in answers.groups.items() if len(own) >= least]
     tested = [ample[place] for place in draw.permutation(len(ample))[: int(TEST_SHARE * len(ample))]]
-    questions = draw.permutation(len(answers.questions))
-    new = set(questions[: int(NEW_SHARE * len(questions))].tolist()) if protocol == NEW_QUESTIONS else set()
+    order = draw.permutation(len(answers.questions)).tolist()
+    new = _held_out(answers, order) if protocol == NEW_QUESTIONS else set()
     training = answers.of(group for group in answers.groups if group not in set(tested)).without(new)
     known = {number for _, number, _ in training}
     found = [_trial(group, answers.groups[group], new, known, sizes, draw) for group in tested]
@@ -80,6 +80,20 @@ def split(answers: Answers, protocol: str, sizes: Sequence[int], *, least: int, 
         found_text = f"{len(answers.groups)} groups, {len(ample)} of them with {least} answers or more"
         raise InputError(f"{found_text}, and none can be tested", where=answers.name, fix="Lower sizes or least.")
     return Split(protocol, seed, training, trials)
+
+
+def _held_out(answers: Answers, order: Sequence[int]) -> set[int]:
+    """A share of the questions: the first ones of an order, each with all that ask the same of other options.
+
+    Who has said which of two responses to a prompt is better has said something of other pairs of responses to it.
+    """
+    count = int(NEW_SHARE * len(order))
+    found: set[int] = set()
+    for same in alike(answers.questions, order):
+        if len(found) >= count:
+            break
+        found |= set(same)
+    return found
 
 
 def splits(answers: Answers, sizes: Sequence[int], *, least: int, number: int, seed: int) -> Iterator[Split]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 
-from pluralign.fewshot.answers import Answers, Question, Shares
+from pluralign.fewshot.answers import Answers, Question, Shares, alike
 from pluralign.fewshot.features import Points
 from pluralign.fewshot.kinds import KNOWN, NEW
 from pluralign.fewshot.learned import Expected, Learned
@@ -29,6 +30,9 @@ LEAST = 6
 """Answers that a group needs to be predicted."""
 SEARCHED = 120
 """Groups that the scales are chosen on, at most."""
+MOST = 40_000
+"""Options of different questions that rounds are made of, at most: where people were asked questions of their own, more
+people are more questions, and say no more of how much to trust what."""
 
 
 @dataclass(frozen=True)
@@ -112,21 +116,41 @@ def rounds_of(answers: Answers, points: Points, seed: int) -> list[Round]:
         points: of all questions.
         seed: of the parts.
     """
+    answers, points = _some(answers, points, seed)
     draw = np.random.default_rng(seed)
     ample = [group for group, own in answers.groups.items() if len(own) >= LEAST]
     tried = [ample[place] for place in draw.permutation(len(ample))[:SEARCHED]]
     parts = min(PARTS, len(tried))
     if parts < 2:
         return []
-    questions, found = draw.permutation(len(answers.questions)), []
+    texts, found = alike(answers.questions, draw.permutation(len(answers.questions)).tolist()), []
     for part in range(parts):
-        out, new = tried[part::parts], set(questions[part::PARTS].tolist())
+        out, new = tried[part::parts], set(chain.from_iterable(texts[part::PARTS]))
         others = answers.of(group for group in answers.groups if group not in out).without(new)
         known = {number for own in others.groups.values() for number in own}
         trials = [trial for group in out for trial in _trials(answers.groups[group], known, new, draw)]
         if trials:
             found.append(Round(answers.questions, Learned.of(others, points), trials))
     return found
+
+
+def _some(answers: Answers, points: Points, seed: int) -> tuple[Answers, Points]:
+    """Groups of a random order as long as their questions have no more than `MOST` options; all where they have not."""
+    sizes, names = np.diff(points.starts), list(answers.groups)
+    seen: set[int] = set()
+    taken: set[str] = set()
+    options = 0
+    for place in np.random.default_rng(seed).permutation(len(names)):
+        new = answers.groups[names[place]].keys() - seen
+        options += int(sizes[list(new)].sum())
+        if options > MOST and len(taken) >= PARTS:
+            break
+        seen |= new
+        taken.add(names[place])
+    if len(taken) == len(names):
+        return answers, points
+    some, numbers = answers.of(name for name in names if name in taken).compact()
+    return some, points.only(numbers)
 
 
 def _trials(own: Mapping[int, Shares], known: set[int], new: set[int], draw: np.random.Generator) -> Iterator[Trial]:
