@@ -1,4 +1,8 @@
-"""Which question to ask next: the closed form's own order against a random one, on people who taught nothing."""
+"""Which question to ask next: the closed form's own order against a random one, on people who taught nothing.
+
+The order is made for the questions that are to be known (`fewshot ask --targets`), or for the pool itself, as it is
+where nobody says what is to be known. Either way the same questions are predicted, none of them of the pool.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,8 @@ from pluralign.fewshot.metrics import alignment
 from pluralign.fewshot.protocols import split
 
 ASKED, SPLITS = 20, 5
+ORDERS = {"for the targets": True, "for the pool": False}
+"""What is made surest -> whether it is known what will be predicted."""
 POOL = 30
 """Questions that may be asked, at least: half of a group's answers. The other half is predicted."""
 
@@ -44,23 +50,25 @@ def active(name: str, data: Path) -> dict[str, Any]:
 
 
 def active_table(found: Mapping[str, Any]) -> str:
-    """How many questions of the active order reach the random order's score, a mean over splits with its interval."""
+    """How many questions of either order reach the random order's score, a mean over splits with its interval."""
     by_seed: dict[int, list[dict[str, Any]]] = {}
     for group in found["groups"]:
         by_seed.setdefault(group["seed"], []).append(group)
-    lines = ["| questions in random order | its alignment | questions in active order | fewer |", "| --- " * 4 + "|"]
+    titles = [column for order in ORDERS for column in (f"asked {order}", "fewer")]
+    lines = [f"| random questions | their alignment | {' | '.join(titles)} |", "| --- " * (2 + len(titles)) + "|"]
+    curves = [_curves(some) for some in by_seed.values()]
     for asked in (5, 10, 15, 20):
-        reached, scores = [], []
-        for some in by_seed.values():
-            curves = {
-                kind: [mean(group[kind][n] for group in some) for n in range(ASKED + 1)]
-                for kind in ("random", "active")
-            }
-            scores.append(curves["random"][asked])
-            reached.append(_reached(curves["active"], scores[-1]))
-        fewer = [1 - one / asked for one in reached]
-        lines.append(f"| {asked} | {mean(scores):.4f} | {mean(reached):.1f} | {_interval(fewer)} |")
+        scores, cells = [one["random"][asked] for one in curves], []
+        for order in ORDERS:
+            reached = [_reached(one[order], score) for one, score in zip(curves, scores, strict=True)]
+            cells += [f"{mean(reached):.1f}", _interval([1 - one / asked for one in reached])]
+        lines.append(f"| {asked} | {mean(scores):.4f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _curves(groups: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Mean alignment of a split's groups after every question, by order."""
+    return {order: [mean(one[order][n] for one in groups) for n in range(ASKED + 1)] for order in ("random", *ORDERS)}
 
 
 def _scores(
@@ -70,14 +78,16 @@ def _scores(
         said = view.read(context).shares(targets)
         return mean(alignment(answers.questions[n], one, own[n]) for n, one in zip(targets, said, strict=True))
 
-    context: dict[int, Shares] = {}
-    left, curve = list(pool), [score({})]
-    for _ in range(ASKED):
-        number = next_question(view, context, left, targets)
-        left.remove(number)
-        context[number] = own[number]
-        curve.append(score(context))
-    return {"random": [score({n: own[n] for n in pool[:size]}) for size in range(ASKED + 1)], "active": curve}
+    found = {"random": [score({n: own[n] for n in pool[:size]}) for size in range(ASKED + 1)]}
+    for order, wanted in ORDERS.items():
+        context: dict[int, Shares] = {}
+        left, found[order] = list(pool), [score({})]
+        for _ in range(ASKED):
+            number = next_question(view, context, left, targets if wanted else None)
+            left.remove(number)
+            context[number] = own[number]
+            found[order].append(score(context))
+    return found
 
 
 def _reached(curve: Sequence[float], score: float) -> float:

@@ -349,6 +349,8 @@ class FewshotAskConfig:
     """Column that says whose answers they are, as of `fewshot fit`."""
     questions: str | list[str] = field(default_factory=list)
     """Tables of what could be asked: `question, options`, or preferences. What has been answered is left out."""
+    targets: str | list[str] = field(default_factory=list)
+    """Tables of what is to be known; by default what could be asked."""
     output: str | None = None
     """A JSONL file for all of them, best first, beside the first ones in the terminal."""
     cache_dir: str | None = None

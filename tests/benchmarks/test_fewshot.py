@@ -44,9 +44,12 @@ def test_questions_are_counted_until_the_score_is_reached() -> None:
 def test_an_order_that_is_twice_as_quick_saves_half_of_the_questions() -> None:
     slow = [0.5 + 0.01 * number for number in range(21)]
     quick = [0.5 + 0.02 * number for number in range(21)]
-    groups = [{"seed": seed, "group": "one", "random": slow, "active": quick} for seed in range(3)]
+    groups = [
+        {"seed": seed, "group": "one", "random": slow, "for the targets": quick, "for the pool": slow}
+        for seed in range(3)
+    ]
     found = module("active").active_table({"groups": groups})
-    assert "| 10 | 0.6000 | 5.0 | 50% [50%, 50%] |" in found
+    assert "| 10 | 0.6000 | 5.0 | 50% [50%, 50%] | 10.0 | 0% [0%, 0%] |" in found
 
 
 def test_the_worlds_people_answer_pairs() -> None:

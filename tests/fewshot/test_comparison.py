@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from pluralign.errors import InputError
 from pluralign.fewshot.answers import Answers, Question
 from pluralign.fewshot.comparison import _t95, compare, summarise
 from pluralign.fewshot.protocols import KNOWN_QUESTIONS, NEW_QUESTIONS, PROTOCOLS, split
+from pluralign.fewshot.running import evaluate_fewshot
 from pluralign.resolve import resolve
 
 
@@ -103,8 +105,55 @@ def test_the_command_writes_figures_and_a_plot(tmp_path: Path, capsys: pytest.Ca
 def test_what_cannot_be_compared_is_named() -> None:
     with pytest.raises(InputError, match="methods has 'oracle'"):
         list(compare(population(6, 20), resolve(FewshotEvaluateConfig, {"methods": ["oracle"]})))
-    with pytest.raises(InputError, match="2 groups, 2 of them with 15 answers or more, and none can be tested"):
+    with pytest.raises(InputError, match="2 groups, 2 of them with 15 answers or more: none can be tested"):
         list(compare(population(2, 20), resolve(FewshotEvaluateConfig, {"methods": ["uniform"]})))
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"splits": 0}, "splits is 0"),
+        ({"sizes": [5, 0]}, "sizes is 0"),
+        ({"sizes": []}, "sizes has nothing in it"),
+        ({"methods": []}, "methods has nothing in it"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_numbers_that_cannot_be_used_are_named_before_anything_is_read(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        evaluate_fewshot({"data": "nowhere.jsonl", **keys})
+
+
+def test_what_a_prompt_was_answered_with_is_held_out_together() -> None:
+    found = Answers()
+    for number in range(60):
+        for group in range(8):
+            question = Question(f"Prompt {number % 12}?", (f"one {number}", f"two {number}"))
+            found.add(f"person {group}", question, np.array([1.0, 0.0]))
+    one = split(found, NEW_QUESTIONS, [5], least=10, seed=0)
+    taught = {found.questions[number].text for _, number, _ in one.training}
+    asked = {found.questions[number].text for trial in one.trials for number in trial.targets}
+    told = {found.questions[number].text for trial in one.trials for number in trial.contexts[5]}
+    assert asked and not asked & taught and not asked & told and 0.3 <= len(asked) / 12 < 0.4
+
+
+def test_splits_and_groups_that_cannot_be_measured_are_counted() -> None:
+    # One question in ten was answered by several people, so that few have answers to known questions left.
+    draw, found = np.random.default_rng(0), Answers()
+    for group in range(12):
+        for number in range(20):
+            shared = draw.random() < 0.25
+            question = Question(f"{'all' if shared else group} {number}?", ("yes", "no"))
+            found.add(f"person {group}", question, np.array([1.0, 0.0]))
+    keys = {"methods": ["uniform"], "sizes": [5], "splits": 6, "least": 10}
+    with pytest.warns(UserWarning) as noted:
+        cells = list(compare(found, resolve(FewshotEvaluateConfig, keys)))
+    known = [cell for cell in cells if cell.protocol == KNOWN_QUESTIONS]
+    said = [str(one.message) for one in noted]
+    assert 0 < len(known) < 6 and any(f"{len(known)} of 6 splits on known questions" in one for one in said)
+    tested = sum(len(cell.groups) for cell in known)
+    assert all(cell.drawn == 4 for cell in known)
+    assert any(f"known questions: {tested} of {4 * len(known)} groups drawn are tested" in one for one in said)
 
 
 def test_people_who_answered_nothing_in_common_are_compared_on_new_questions_only() -> None:

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from pluralign.cli import main
 from pluralign.config import EmbeddingConfig, FewshotFitConfig, ModuleTrainingConfig
 from pluralign.errors import InputError
-from pluralign.fewshot import predictor_file
+from pluralign.fewshot import predictor, predictor_file
 from pluralign.fewshot.answers import Answers, Question
+from pluralign.fewshot.choosing import Annotator
 from pluralign.fewshot.predictor import Predictor, fit_predictor
 from pluralign.fewshot.predictor_file import load_predictor, save_predictor
 from pluralign.fewshot.running import fit_fewshot, predict_fewshot
@@ -52,22 +55,78 @@ def test_a_predictor_of_another_version_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(predictor_file, "SCHEMA_VERSION", 3)
     save_predictor(fit_predictor(answers(rows(range(8))), FewshotFitConfig()), tmp_path / "old.safetensors")
     monkeypatch.undo()
-    with pytest.raises(InputError, match=r"its schema version is 3, and this program reads 4.*fit again"):
+    with pytest.raises(InputError, match=r"its schema version is 3, and this program reads 5.*fit again"):
         load_predictor(tmp_path / "old.safetensors")
+
+
+@pytest.mark.parametrize("lacking", ["questions", "known.mean_weights", "head"])
+def test_a_predictor_that_lacks_something_is_refused(lacking: str, tmp_path: Path) -> None:
+    path = tmp_path / "one.safetensors"
+    save_predictor(fit_predictor(answers(rows(range(8))), FewshotFitConfig()), path)
+    with safe_open(path, "numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in list(file.keys()) if name != lacking}
+        head = json.loads(file.metadata()["pluralign"])
+    if lacking == "head":
+        del head["tastes"]
+    save_file(arrays, path, {"pluralign": json.dumps(head)})
+    with pytest.raises(InputError, match="something in it is not there") as error:
+        load_predictor(path)
+    assert error.value.where == str(path)
+    save_file(arrays, path, {"pluralign": "[]"})
+    with pytest.raises(InputError, match="its schema version is None"):
+        load_predictor(path)
+
+
+@pytest.mark.parametrize("kind", ["taste", "gpo"])
+def test_many_groups_are_predicted_as_each_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve(FewshotFitConfig, {"predictor": kind, "module": {"steps": 3}})
+    fitted = fit_predictor(answers(rows(range(12))), config)
+    # Some answered what others did not, in another order.
+    new = [line for number, line in enumerate(rows(range(20, 26))[::-1]) if number % 3 == 0]
+    asked = [Question("Tea?", ("Yes", "No"))]
+    whole = fitted.predict(answers(new), asked)
+    monkeypatch.setattr(predictor, "PART", 12)
+    parts = list(answers(new).parts(12))
+    assert len(parts) > 1 and [group for part in parts for group in part.groups] == list(answers(new).groups)
+    for one, other in zip(whole, fitted.predict(answers(new), asked), strict=True):
+        assert one.group == other.group
+        np.testing.assert_allclose(one.shares, other.shares, atol=1e-6)
+
+
+def test_options_in_another_order_are_no_other_question() -> None:
+    fitted = fit_predictor(answers(rows(range(12))), FewshotFitConfig())
+    context = answers(rows(range(20, 21), questions=8))
+    asked = Question("Do you enjoy music with friends?", ("Yes, I do", "No, I do not"))
+    turned = Question(asked.text, asked.options[::-1])
+    one, other = fitted.predict(context, [asked, turned])
+    assert one.known and other.known
+    np.testing.assert_allclose(one.shares, other.shares[::-1], atol=0.05)
+    answered = context.questions[0]
+    with pytest.raises(InputError, match="group 'g20' has answered 'Do you enjoy sport alone.', which is to be"):
+        fitted.predict(context, [Question(answered.text, answered.options[::-1])])
+    assert fitted.ask(context, [Question(answered.text, answered.options[::-1]), asked])[0][0] == asked
+
+
+def test_a_judge_says_the_same_of_responses_in_any_order() -> None:
+    judge = Annotator(fit_predictor(answers(rows(range(8))), FewshotFitConfig()), answers(rows(range(20, 21))))
+    responses = ["Yes, I do", "No, I do not", "Perhaps, on Sundays", "Never in my life", "Always, and gladly"]
+    (shares,) = judge.shares(["Do you enjoy tea?"], [responses])
+    (turned,) = judge.shares(["Do you enjoy tea?"], [responses[::-1]])
+    assert shares == turned[::-1] and sum(shares) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("kind", ["taste", "gpo"])
 def test_a_predictor_read_back_says_the_same(kind: str, tmp_path: Path) -> None:
     config = resolve(FewshotFitConfig, {"predictor": kind, "module": {"steps": 3}})
-    predictor = fit_predictor(answers(rows(range(20))), config)
-    save_predictor(predictor, tmp_path / "one.safetensors")
+    fitted = fit_predictor(answers(rows(range(20))), config)
+    save_predictor(fitted, tmp_path / "one.safetensors")
     again = load_predictor(tmp_path / "one.safetensors")
     context = answers([line for line in rows(range(20, 22)) if "alone" in line["question"]])
     questions = [
         Question("Do you enjoy music with friends?", ("Yes, I do", "No, I do not")),
         Question("Tea?", ("Yes", "No")),
     ]
-    first, second = predictor.predict(context, questions), again.predict(context, questions)
+    first, second = fitted.predict(context, questions), again.predict(context, questions)
     assert [(one.group, one.known) for one in first] == [("g20", True), ("g20", False), ("g21", True), ("g21", False)]
     for one, other in zip(first, second, strict=True):
         np.testing.assert_allclose(one.shares, other.shares, atol=1e-12)
@@ -75,7 +134,7 @@ def test_a_predictor_read_back_says_the_same(kind: str, tmp_path: Path) -> None:
         if one.low is not None and one.high is not None and other.low is not None:
             assert (one.low <= one.shares).all() and (one.shares <= one.high).all()
             np.testing.assert_allclose(one.low, other.low, atol=1e-12)
-    assert again.summary() == predictor.summary()
+    assert again.summary() == fitted.summary()
     assert kind == "gpo" or again.fitted.tastes.new.lift is not None, "new questions are read in a space of their own"
 
 
@@ -113,6 +172,10 @@ def test_what_to_ask_next_is_what_tells_most(tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().out.startswith("Do you enjoy")
     worth = [json.loads(line)["worth"] for line in (tmp_path / "next.jsonl").read_text().splitlines()]
     assert len(worth) == 3 and worth == sorted(worth, reverse=True)
+    # Of what nobody answers by their liking, only its own answer tells anything.
+    tails = write(tmp_path / "tails.jsonl", [lines[-1]])
+    assert main(["fewshot", "ask", *keys, "--targets", str(tails)]) == 0
+    assert capsys.readouterr().out.startswith("Heads or tails?")
     assert main(["fewshot", "ask", *keys, "--answers", str(mine)]) == 0
     assert lines[5]["question"] not in capsys.readouterr().out
     assert main(["fewshot", "ask", *keys, "--answers", str(write(tmp_path / "all2.jsonl", lines))]) == 2
@@ -164,20 +227,30 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="data names no table"):
         fit_fewshot({"output": str(tmp_path / "q.safetensors")})
     context, asked = answers(rows(range(20, 21))), Question("Tea?", ("Yes", "No"))
-    predictor = load_predictor(path)
+    fitted = load_predictor(path)
     with pytest.raises(InputError, match=r"group 'g20' has answered 'Do you enjoy sport alone.', which is to be"):
-        predictor.predict(context, [context.questions[0]])
+        fitted.predict(context, [context.questions[0]])
     with pytest.raises(InputError, match=r"level is 0\.7"):
-        predictor.predict(context, [asked], level=0.7)
+        fitted.predict(context, [asked], level=0.7)
     with pytest.raises(InputError, match="group 'empty' has no answers"):
-        predictor.predict(Answers(groups={"empty": {}}), [asked])
-    other = Predictor(predictor.embeddings, "another", predictor.fitted, predictor.seen, 8)
+        fitted.predict(Answers(groups={"empty": {}}), [asked])
+    other = Predictor(fitted.embeddings, "another", fitted.fitted, fitted.seen, 8)
     with pytest.raises(InputError, match="'ngrams' is not the model that the predictor was fitted with"):
         other.predict(context, [asked])
     for content, found in ((b"", "cannot be read"), (b"{}" * 40, "cannot be read")):
         (tmp_path / "no.safetensors").write_bytes(content)
         with pytest.raises(InputError, match=found):
             load_predictor(tmp_path / "no.safetensors")
+    for keys, found in (
+        ({"seed": -1}, "seed is -1"),
+        ({"module": {"groups": 0}}, r"module\.groups is 0"),
+        ({"module": {"learning_rate": -1}}, r"module\.learning_rate is -1"),
+    ):
+        with pytest.raises(InputError, match=found):
+            fit_fewshot({"data": str(table), "output": str(tmp_path / "q.safetensors"), **keys})
+    with pytest.raises(InputError, match=r"the module's loss is (nan|inf) at step"):
+        diverging = {"predictor": "gpo", "module": {"steps": 20, "learning_rate": 1e12, "loss": "gaussian_nll"}}
+        fit_fewshot({"data": str(table), "output": str(tmp_path / "q.safetensors"), **diverging})
     with pytest.raises(InputError, match="there is no such file"):
         load_predictor(tmp_path / "nowhere.safetensors")
     with pytest.raises(InputError, match=r"embeddings\.model is 'nowhere/model'"):

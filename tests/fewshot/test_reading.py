@@ -64,6 +64,7 @@ def test_the_published_table_of_countries(tmp_path: Path) -> None:
         rows.writerow(["Is it so?", selections, "['Yes', 'No']", "WVS"])
     found = read_answers(path)
     assert {group: own[0].tolist() for group, own in found.groups.items()} == {"Chad": [0.25, 0.75], "Peru": [1, 0]}
+    assert found.unasked == load_answers(str(path)).unasked == 2, "Oman and Fiji"
 
 
 def test_a_published_folder_of_us_groups(tmp_path: Path) -> None:
@@ -75,15 +76,42 @@ def test_a_published_folder_of_us_groups(tmp_path: Path) -> None:
         rows.writerow(["qkey", "attribute", "group", "D_H"])
         rows.writerow(["SAFE_W26", "RACE", "Asian", "[0.2, 0.8]"])
         rows.writerow(["SAFE_W26", "SEX", "Male", "[0.6, 0.4]"])
+        rows.writerow(["SAFE_W26", "RACE", "Other", "[0.3, 0.7]"])
+        rows.writerow(["SAFE_W26", "RELIG", "Other", "[0.1, 0.9]"])
     with (folder / name.format("model")).open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["qkey", "question_raw", "mapping", "ordinal", "refusal_refs"])
+        rows.writerow(["qkey", "question_raw", "mapping", "ordinal", "ordinal_refs", "refusal_refs"])
         mapping = "{'A': 'Very safe', 'B': 'Not safe', 'C': 'Refused'}"
-        rows.writerow(["SAFE_W26", "How safe is it?", mapping, "[1.0, 2.0]", "['Refused']"])
+        # Along the line in another order than by the letters.
+        line = ["[1.0, 2.0]", "['Not safe', 'Very safe']"]
+        rows.writerow(["SAFE_W26", "How safe is it?", mapping, *line, "['Refused']"])
     found = read_answers(tmp_path)
     (question,) = found.questions
-    assert (question.options, question.ordinals) == (("Very safe", "Not safe"), (1.0, 2.0))
-    assert found.groups["Asian"][0].tolist() == [0.2, 0.8] and found.groups["Male"][0].tolist() == [0.6, 0.4]
+    assert (question.options, question.ordinals) == (("Not safe", "Very safe"), (1.0, 2.0))
+    said = {group: own[0].tolist() for group, own in found.groups.items()}
+    assert said == {"Asian": [0.2, 0.8], "Male": [0.6, 0.4], "RACE: Other": [0.3, 0.7], "RELIG: Other": [0.1, 0.9]}
+    model = folder / name.format("model")
+    model.write_text(model.read_text().replace("['Not safe', 'Very safe']", "['Not safe', 'Quite safe']"))
+    with pytest.raises(InputError, match=r"row 1.*column 'ordinal_refs': group 'Asian': it orders"):
+        read_answers(tmp_path)
+
+
+@pytest.mark.parametrize("distribution", [[0.48, 0.5], [0.51, 0.51], [0.49, 0.49]])
+def test_sums_as_far_from_one_as_may_be_are_scaled(distribution: list[float], tmp_path: Path) -> None:
+    found = read_answers(table(tmp_path, {**ROW, "distribution": distribution}))
+    assert found.groups["Chad"][0].sum() == pytest.approx(1) and found.rescaled == 1
+
+
+def test_a_question_is_the_same_in_whatever_order_its_options_stand(tmp_path: Path) -> None:
+    turned = {**ROW, "options": ["No", "Yes"], "distribution": [0.9, 0.1]}
+    found = read_answers(table(tmp_path, ROW, {**turned, "group": "Peru"}))
+    assert len(found.questions) == 1 and found.groups["Peru"][0].tolist() == [0.1, 0.9]
+    with pytest.raises(InputError, match=r"row 2: group 'Chad' has answered the same question in an earlier row"):
+        read_answers(table(tmp_path, ROW, turned))
+    placed = {**turned, "group": "Peru", "ordinals": [1, 2]}
+    with pytest.raises(InputError, match=r"row 2, column 'ordinals': group 'Peru': the same question has other"):
+        read_answers(table(tmp_path, ROW, placed))
+    assert len(read_answers(table(tmp_path, {**ROW, "ordinals": [2, 1]}, placed)).questions) == 1
 
 
 @pytest.mark.parametrize(
@@ -101,6 +129,9 @@ def test_a_published_folder_of_us_groups(tmp_path: Path) -> None:
         ({"ordinals": ["low", "high"]}, "column 'ordinals': group 'Chad': the cell holds ['low', 'high'], not a list"),
         ({"options": "Yes or no"}, "neither JSON nor a list"),
         ({"question": None}, "column 'question': group 'Chad': there is no such cell"),
+        ({"question": " "}, "column 'question': group 'Chad': the cell is empty"),
+        ({"group": ""}, "column 'group': the cell is empty"),
+        ({"options": ["Yes", None]}, "column 'options': group 'Chad': an option is empty"),
     ],
 )
 def test_what_cannot_be_used_is_named(change: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -158,6 +158,49 @@ def test_sharper_shares_are_powers_by_the_number_of_answers_read() -> None:
         np.testing.assert_allclose(sharper, shares**power / (shares**power).sum(), atol=1e-9)
 
 
+def test_known_questions_are_known_in_whatever_order_their_options_stand() -> None:
+    answers, vectors = population(9, groups=6, questions=12)
+    learned = taste(part(answers, range(5), range(12)), vectors, Scales())
+    turned = [Question(one.text, one.options[::-1]) for one in answers.questions]
+    reverse = np.concatenate([vectors.vectors[vectors.slice(number)][::-1] for number in range(12)])
+    own = answers.groups["group 5"]
+    found = learned.view(answers.questions, vectors).read({n: own[n] for n in range(4)}).predict([7, 9])
+    other = learned.view(turned, points(turned, reverse)).read({n: own[n][::-1] for n in range(4)}).predict([7, 9])
+    for one, two in zip(found, other, strict=True):
+        np.testing.assert_allclose(one.shares, two.shares[::-1], atol=1e-9)
+        np.testing.assert_allclose(one.deviations, two.deviations[::-1], atol=1e-9)
+
+
+def test_of_many_people_with_questions_of_their_own_some_tell_the_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, answers, vectors = np.random.default_rng(0), Answers(), []
+    for person in range(40):
+        liked = draw.normal(size=4)
+        for number in range(10):
+            options = draw.normal(size=(2, 4))
+            vectors.append(options)
+            first = float(options[0] @ liked > options[1] @ liked)
+            answers.add(f"p{person}", Question(f"{person} {number}?", ("a", "b")), np.array([first, 1 - first]))
+    whole = points(answers.questions, np.concatenate(vectors))
+    monkeypatch.setattr("pluralign.fewshot.rounds.MOST", 400)
+    monkeypatch.setattr("pluralign.fewshot.learned.COMPARED", 12)
+    found = rounds_of(answers, whole, 0)
+    groups = {group for one in found for group in one.learned.answers.groups}
+    assert len(groups) == 20 and sum(len(one.trials) for one in found) > 0
+    for one in found:
+        assert len(one.questions) == 200
+        for trial in one.trials:
+            for number, shares in (*trial.context.items(), *trial.targets[NEW].items()):
+                person = f"p{one.questions[number].text.split()[0]}"
+                before = answers.number(one.questions[number])
+                assert answers.groups[person][before] is shares
+                place = one.learned.points.slice(number)
+                np.testing.assert_array_equal(one.learned.points.vectors[place], whole.vectors[whole.slice(before)])
+    fitted = fit(answers, whole)
+    own = answers.groups["p0"]
+    said = fitted.tastes.view(answers.questions, whole).read({n: own[n] for n in range(7)}).shares([7, 8, 9])
+    assert all(one.argmax() == own[n].argmax() for n, one in zip((7, 8, 9), said, strict=True))
+
+
 def test_too_few_groups_leave_the_defaults_and_no_intervals() -> None:
     answers, vectors = population(4, groups=1)
     fitted = fit(answers, vectors)

@@ -31,8 +31,18 @@ class Question:
 
     @property
     def key(self) -> str:
-        """Hex digest of text and options."""
-        return sha256_of_json([self.text, list(self.options)])
+        """Hex digest of text and options, in whatever order these stand."""
+        return sha256_of_json([self.text, sorted(self.options)])
+
+    @property
+    def asked(self) -> tuple[str, frozenset[str]]:
+        """What makes two questions the same: text and options, whatever their order and where they stand on a line."""
+        return self.text, frozenset(self.options)
+
+    @property
+    def ranks(self) -> list[int]:
+        """Place of each option among all of them in the order of the alphabet."""
+        return [sorted(self.options).index(option) for option in self.options]
 
 
 @dataclass(slots=True)
@@ -40,9 +50,10 @@ class Answers:
     """Who answered what.
 
     Attributes:
-        questions: each distinct one once; of two with one wording and different options both.
+        questions: each distinct one once, as it was first asked; of two with one wording and different options both.
         groups: group -> number of a question -> shares. Groups and their answers are in order of first appearance.
         rescaled: distributions whose sum was not 1, but near enough to be scaled.
+        unasked: cells of published tables without an answer, since nobody of the group was asked.
         name: what to call the table in messages.
         places: (group, number of a question) -> the row of the answer; of a pair that was chosen often, the first one.
     """
@@ -50,20 +61,35 @@ class Answers:
     questions: list[Question] = field(default_factory=list)
     groups: dict[str, dict[int, Shares]] = field(default_factory=dict)
     rescaled: int = 0
+    unasked: int = 0
     name: str = "memory"
     places: dict[tuple[str, int], Place] = field(default_factory=dict)
-    _numbers: dict[Question, int] = field(default_factory=dict, repr=False)
+    _numbers: dict[tuple[str, frozenset[str]], int] = field(default_factory=dict, repr=False)
 
     def number(self, question: Question) -> int:
-        """Number of a question, which joins where it is new."""
-        found = self._numbers.setdefault(question, len(self.questions))
+        """Number of a question, which joins where it is new; one with its options in another order is the same."""
+        found = self._numbers.setdefault(question.asked, len(self.questions))
         if found == len(self.questions):
             self.questions.append(question)
         return found
 
+    def find(self, question: Question) -> int | None:
+        """Number of a question, whatever the order of its options; None where it is not there."""
+        return self._numbers.get(question.asked)
+
     def add(self, group: str, question: Question, shares: Shares, place: Place | None = None) -> bool:
-        """Note an answer; false where the group has answered the question before, and nothing is changed."""
+        """Note an answer; false where the group has answered the question before, and nothing is changed.
+
+        Args:
+            group: who.
+            question: what was asked.
+            shares: in the order of its options.
+            place: the row.
+        """
         number = self.number(question)
+        there = self.questions[number].options
+        if there != question.options:
+            shares = shares[[question.options.index(option) for option in there]]
         own = self.groups.setdefault(group, {})
         if number in own:
             return False
@@ -100,6 +126,27 @@ class Answers:
         for group, own in self.groups.items():
             found.groups[group] = {places[number]: shares for number, shares in own.items()}
         return found, numbers
+
+    def parts(self, most: int, *, least: int = 1) -> Iterator[Answers]:
+        """Groups in their order, as many at once as answered questions of no more than so many options together.
+
+        Args:
+            most: options of different questions.
+            least: groups at once, whatever they answered.
+        """
+        groups: list[str] = []
+        seen: set[int] = set()
+        options = 0
+        for group, own in self.groups.items():
+            more = sum(len(self.questions[number].options) for number in own.keys() - seen)
+            if len(groups) >= least and options + more > most:
+                yield self.of(groups)
+                groups, seen, options = [], set(), 0
+                more = sum(len(self.questions[number].options) for number in own)
+            groups.append(group)
+            seen |= own.keys()
+            options += more
+        yield self.of(groups)
 
     def __iter__(self) -> Iterator[tuple[str, int, Shares]]:
         """Group, number of the question, shares."""

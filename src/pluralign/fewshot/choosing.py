@@ -53,27 +53,23 @@ class Annotator:
         Returns:
             Probabilities that sum to 1, in the order of the responses.
         """
-        distinct = [tuple(dict.fromkeys(some)) for some in responses]
+        # By the alphabet, as pairs of the training people are: what is said of responses depends on no order.
+        distinct = [tuple(sorted(set(some))) for some in responses]
         questions = [Question(plain_text(prompt), some) for prompt, some in zip(prompts, distinct, strict=True)]
-        known = self._said() | {_asked(one): {one.options[0]: 1.0} for one in questions if len(one.options) == 1}
-        open_ones = [question for question in dict.fromkeys(questions) if _asked(question) not in known]
+        known = self._said() | {one.asked: {one.options[0]: 1.0} for one in questions if len(one.options) == 1}
+        open_ones = [question for question in dict.fromkeys(questions) if question.asked not in known]
         predicted = self.predictor.predict(self.answers, open_ones, cache_dir=self.cache_dir) if open_ones else []
-        known |= {_asked(one.question): dict(zip(one.question.options, one.shares, strict=True)) for one in predicted}
+        known |= {one.question.asked: dict(zip(one.question.options, one.shares, strict=True)) for one in predicted}
         return [
-            [float(known[_asked(question)][text]) / some.count(text) for text in some]
+            [float(known[question.asked][text]) / some.count(text) for text in some]
             for question, some in zip(questions, responses, strict=True)
         ]
 
     def _said(self) -> dict[tuple[str, frozenset[str]], Mapping[str, float]]:
         """What the person answered: share of each option."""
         answered = [(self.answers.questions[number], shares) for _, number, shares in self.answers]
-        return {_asked(one): dict(zip(one.options, shares, strict=True)) for one, shares in answered}
+        return {one.asked: dict(zip(one.options, shares, strict=True)) for one, shares in answered}
 
     def best(self, prompts: Sequence[Text], responses: Sequence[Sequence[str]]) -> list[int]:
         """Number of the response that the person would take, for every prompt; of equal ones the first."""
         return [max(range(len(some)), key=some.__getitem__) for some in self.shares(prompts, responses)]
-
-
-def _asked(question: Question) -> tuple[str, frozenset[str]]:
-    """A question in whatever order its options stand."""
-    return question.text, frozenset(question.options)

@@ -36,6 +36,7 @@ class Cell:
     Attributes:
         protocol, method, size, seed: which.
         groups: tested group -> measure -> mean over its targets; a measure that is not defined is left out.
+        drawn: groups drawn to be tested; None where that was not noted.
     """
 
     protocol: str
@@ -43,6 +44,7 @@ class Cell:
     size: int
     seed: int
     groups: Mapping[str, Mapping[str, float]]
+    drawn: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def compare(answers: Answers, config: FewshotEvaluateConfig) -> Iterator[Cell]:
     chosen = _chosen(config)
     points, _ = embed(answers.questions, config.embeddings, cache_dir=config.cache_dir)
     sizes = sorted(set(config.sizes))
-    splits = list(_splits(answers, sizes, config))
+    splits = _splits(answers, sizes, config)
     with progress_bar() as bar:
         task = bar.add_task("few-shot comparison", total=len(splits) * len(chosen))
         for one in splits:
@@ -107,7 +109,7 @@ def cells_of(name: str, learn: Learn, one: Split, points: Points) -> Iterator[Ce
             if means := measured(told):
                 found.setdefault(size, {})[trial.group] = means
     for size, groups in sorted(found.items()):
-        yield Cell(one.protocol, name, size, one.seed, groups)
+        yield Cell(one.protocol, name, size, one.seed, groups, one.drawn)
 
 
 def summarise(cells: Iterable[Cell]) -> list[Summary]:
@@ -146,23 +148,32 @@ def _row(one: Summary) -> list[str]:
     return [str(one.size), one.method, *figures, f"{one.means['nll']:.3f}", holds]
 
 
-def _splits(answers: Answers, sizes: Sequence[int], config: FewshotEvaluateConfig) -> Iterator[Split]:
-    """All splits of the protocols that the table has answers for; of the others a warning says why they are not there.
+def _splits(answers: Answers, sizes: Sequence[int], config: FewshotEvaluateConfig) -> list[Split]:
+    """All splits that the table has answers for; warnings say why others are not there, and who is not tested.
 
     Raises:
         InputError: there is none at all.
     """
+    found: list[Split] = []
     reasons = {}
     for protocol in PROTOCOLS:
-        try:
-            for seed in range(config.seed, config.seed + config.splits):
-                yield split(answers, protocol, sizes, least=config.least, seed=seed)
-        except InputError as error:
-            reasons[protocol] = error
-    if len(reasons) == len(PROTOCOLS):
+        for seed in range(config.seed, config.seed + config.splits):
+            try:
+                found.append(split(answers, protocol, sizes, least=config.least, seed=seed))
+            except InputError as error:
+                reasons[protocol] = error
+    if not found:
         raise next(iter(reasons.values()))
-    for protocol, reason in reasons.items():
-        warnings.warn(f"no comparison on {protocol}: {reason}", stacklevel=2)
+    for protocol in PROTOCOLS:
+        there = [one for one in found if one.protocol == protocol]
+        tested, drawn = sum(len(one.trials) for one in there), sum(one.drawn for one in there)
+        if protocol in reasons:
+            count = f"{len(there)} of {config.splits} splits" if there else "no comparison"
+            warnings.warn(f"{count} on {protocol}: {reasons[protocol]}", stacklevel=2)
+        if tested < drawn:
+            few = "the others have too few answers left to predict"
+            warnings.warn(f"{protocol}: {tested} of {drawn} groups drawn are tested; {few}", stacklevel=2)
+    return found
 
 
 def _chosen(config: FewshotEvaluateConfig) -> dict[str, Learn]:

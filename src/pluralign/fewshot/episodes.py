@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pluralign.config import ModuleTrainingConfig
+from pluralign.errors import InputError
 from pluralign.fewshot.answers import Answers, Shares
 from pluralign.fewshot.features import Points
 from pluralign.fewshot.metrics import alignment
@@ -102,6 +103,9 @@ def train_module(answers: Answers, points: Points, training: ModuleTrainingConfi
         points: of all questions.
         training: how.
         seed: of initial weights, episodes and validation groups.
+
+    Raises:
+        InputError: the training diverged.
     """
     draw = np.random.default_rng(seed)
     vectors = torch.tensor(points.vectors, dtype=torch.float32)
@@ -118,6 +122,10 @@ def train_module(answers: Answers, points: Points, training: ModuleTrainingConfi
         task = bar.add_task("few-shot module", total=training.steps)
         for step, groups in enumerate(_batches(taught, training, draw), 1):
             loss = _loss(module, vectors, episode(groups, points, draw), training.loss)
+            if not torch.isfinite(loss):
+                raise InputError(
+                    f"the module's loss is {loss.item()} at step {step}", fix="Lower module.learning_rate."
+                )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

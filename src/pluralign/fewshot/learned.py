@@ -129,9 +129,10 @@ class Learned:
         for number, question in enumerate(self.answers.questions):
             part = self.points.slice(number)
             if self.counts[part.start]:
-                known[question.key] = Known(
-                    here.mean[part], here.unsure[part], here.directions[part], self.shares[part]
-                )
+                # By the alphabet, in whatever order the options are asked for again.
+                order = np.argsort(question.ranks)
+                told = here.mean[part], here.unsure[part], here.directions[part], self.shares[part]
+                known[question.key] = Known(*(values[order] for values in told))
         return Taste(scales, known, here.mean_weights, here.direction_weights, lift=self.lift)
 
     def expected(self, scales: Scales) -> Expected:

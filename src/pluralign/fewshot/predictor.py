@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from pluralign.fewshot.episodes import TrainedModule
 
 
+PART = 20_000
+"""Options of different questions that are looked at together, at most, beside those that are to be predicted."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """A predicted answer of a group.
@@ -94,6 +98,12 @@ class Predictor:
         if level not in LEVELS:
             raise InputError(f"level is {level:g}", fix=f"It is one of {', '.join(map(str, LEVELS))}.")
         _check(answers, questions)
+        return [one for some in answers.parts(PART) for one in self._predicted(some, questions, level, cache_dir)]
+
+    def _predicted(
+        self, answers: Answers, questions: Sequence[Question], level: float, cache_dir: str | Path | None
+    ) -> list[Answer]:
+        answers, _ = answers.compact()
         asked = list(dict.fromkeys([*answers.questions, *questions]))
         points = self._embedded(asked, cache_dir)
         numbers = {question: number for number, question in enumerate(asked)}
@@ -107,13 +117,19 @@ class Predictor:
         ]
 
     def ask(
-        self, answers: Answers, pool: Sequence[Question], *, cache_dir: str | Path | None = None
+        self,
+        answers: Answers,
+        pool: Sequence[Question],
+        *,
+        targets: Sequence[Question] = (),
+        cache_dir: str | Path | None = None,
     ) -> list[tuple[Question, float]]:
         """What to ask next, best first, with the variance of predicted shares that an answer would take away.
 
         Args:
             answers: of one group, or of nobody.
-            pool: what could be asked, and is to be known; what has been answered is left out.
+            pool: what could be asked; what has been answered is left out.
+            targets: what is to be known, perhaps none of the pool; the pool where there are none.
             cache_dir: of vectors that a model made.
 
         Raises:
@@ -124,14 +140,16 @@ class Predictor:
             raise InputError("the published module does not say how sure it is", fix="Fit with predictor: taste.")
         if len(answers.groups) > 1:
             raise InputError(f"there are answers of {len(answers.groups)}", where=answers.name, fix="Ask for one.")
-        asked = list(dict.fromkeys([*answers.questions, *pool]))
         own = next(iter(answers.groups.values()), {})
-        wanted = set(pool)
-        left = [number for number, question in enumerate(asked) if question in wanted and number not in own]
+        told = {answers.questions[number].asked for number in own}
+        free = {one.asked: one for one in pool if one.asked not in told}
+        asked = [*answers.questions, *free.values(), *targets]
+        left = list(range(len(answers.questions), len(answers.questions) + len(free)))
+        wanted = list(range(len(answers.questions) + len(free), len(asked))) or left
         if not left:
             raise InputError("every question of the pool has been answered", where=answers.name)
         views = fitted.tastes.view(asked, self._embedded(asked, cache_dir))
-        gains = worth(views, own, left)
+        gains = worth(views, own, left, wanted)
         return [(asked[left[place]], float(gains[place])) for place in np.argsort(-gains, kind="stable")]
 
     def _embedded(self, asked: Sequence[Question], cache_dir: str | Path | None) -> Points:
@@ -191,12 +209,12 @@ def fit_predictor(answers: Answers, config: FewshotFitConfig) -> Predictor:
 
 
 def _check(answers: Answers, questions: Iterable[Question]) -> None:
-    asked = set(questions)
+    asked = {question.asked for question in questions}
     for group, own in answers.groups.items():
         if not own:
             raise InputError(f"group {group!r} has no answers", where=answers.name, fix="Give one, or leave it out.")
         for number in own:
-            if (question := answers.questions[number]) in asked:
+            if (question := answers.questions[number]).asked in asked:
                 found = f"group {group!r} has answered {question.text!r}, which is to be predicted"
                 place = answers.place(group, number)
                 raise InputError(found, where=place, fix="Take it out of the answers, or of the questions.")

@@ -22,7 +22,7 @@ from pluralign.fewshot.predictor import Predictor
 from pluralign.fewshot.taste import Known, Scales, Taste
 from pluralign.storage import staged_file
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _HEAD = "pluralign"
 _FIX = "It is a file that `pluralign fewshot fit` wrote."
 _DIGEST = 32
@@ -65,10 +65,16 @@ def load_predictor(path: str | Path) -> Predictor:
         InputError: there is no such file, or it is another one.
     """
     head, arrays = _read(Path(path))
-    seen = [bytes(row).hex() for row in arrays["questions"]]
-    fitted = _fitted(head, arrays, seen) if head["predictor"] == "taste" else _module(head, arrays)
-    embeddings = EmbeddingConfig(**head["embeddings"])
-    return Predictor(embeddings, head["fingerprint"], fitted, frozenset(seen), head["groups"])
+    try:
+        seen = [bytes(row).hex() for row in arrays["questions"]]
+        fitted = _fitted(head, arrays, seen) if head["predictor"] == "taste" else _module(head, arrays)
+        embeddings = EmbeddingConfig(**head["embeddings"])
+        return Predictor(embeddings, head["fingerprint"], fitted, frozenset(seen), head["groups"])
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise InputError(
+            f"something in it is not there, or not of its form ({reason})", where=str(path), fix=_FIX
+        ) from None
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -80,6 +86,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             arrays = {name: file.get_tensor(name) for name in list(file.keys())}
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise InputError(f"cannot be read ({error})", where=str(path), fix=_FIX) from None
+    head = head if isinstance(head, dict) else {}
     if head.get("schema_version") != SCHEMA_VERSION:
         found = f"its schema version is {head.get('schema_version')}, and this program reads {SCHEMA_VERSION}"
         raise InputError(found, where=str(path), fix=f"{_FIX} Of another version: fit again.")

@@ -46,12 +46,14 @@ class Split:
         seed: of groups, questions and orders.
         training: answers of the training groups.
         trials: tested groups.
+        drawn: groups that were drawn to be tested; those without a trial have too few answers left to predict.
     """
 
     protocol: str
     seed: int
     training: Answers
     trials: Sequence[Trial]
+    drawn: int
 
 
 def split(answers: Answers, protocol: str, sizes: Sequence[int], *, least: int, seed: int) -> Split:
@@ -78,8 +80,10 @@ def split(answers: Answers, protocol: str, sizes: Sequence[int], *, least: int, 
     trials = [trial for trial in found if trial.contexts]
     if not trials or not training.groups:
         found_text = f"{len(answers.groups)} groups, {len(ample)} of them with {least} answers or more"
-        raise InputError(f"{found_text}, and none can be tested", where=answers.name, fix="Lower sizes or least.")
-    return Split(protocol, seed, training, trials)
+        held = f", and {len(new)} of {len(order)} questions held out" if new else ""
+        fix = f"Lower sizes or least; a tested group has {LEAST_TARGETS} answers left to predict, or more."
+        raise InputError(f"{found_text}{held}: none can be tested", where=answers.name, fix=fix)
+    return Split(protocol, seed, training, trials, len(tested))
 
 
 def _held_out(answers: Answers, order: Sequence[int]) -> set[int]:

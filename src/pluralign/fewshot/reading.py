@@ -6,7 +6,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +114,30 @@ def _gathered(table: Table, read: Any) -> Answers:
         place = Place(table.name, number)
         try:
             for owner, question, distribution in read(row):
+                if distribution is None:
+                    found.unasked += 1
+                    continue
                 shares, scaled = _shares(owner, question, distribution)
                 found.rescaled += scaled
+                _check_line(owner, question, found)
                 if not found.add(owner, question, shares, place):
                     raise BadRow(None, f"group {owner!r} has answered the same question in an earlier row")
         except BadRow as problem:
             bad.append(problem.at(place))
     _refuse(bad)
     return found
+
+
+def _check_line(owner: str, question: Question, answers: Answers) -> None:
+    """Raise where the question's options stood elsewhere on a line, or on none, in an earlier row."""
+    before = answers.questions[number] if (number := answers.find(question)) is not None else question
+    if _line(before) != _line(question):
+        found = f"group {owner!r}: the same question has other ordinals, or none, in an earlier row"
+        raise BadRow("ordinals", found, "Give all rows of a question the same ones.")
+
+
+def _line(question: Question) -> dict[str, float] | None:
+    return None if question.ordinals is None else dict(zip(question.options, question.ordinals, strict=True))
 
 
 def _refuse(bad: Sequence[Problem]) -> None:
@@ -137,6 +153,8 @@ def _own_row(row: Mapping[str, Any], group: str) -> tuple[str, Question, Any]:
     if row.get(group) is None:
         raise BadRow(group, "there is no such cell", _OWN_FORM)
     owner = str(row[group])
+    if not owner.strip():
+        raise BadRow(group, "the cell is empty", "Name the group.")
     for name in COLUMNS[1:]:
         if row.get(name) is None:
             raise BadRow(name, f"{_whose(owner)}there is no such cell", _OWN_FORM)
@@ -161,20 +179,27 @@ def _selections(row: Mapping[str, Any]) -> list[tuple[str, Question, Any]]:
     by_group = _literal(inner[1] if inner else cell, "selections", None)
     if not isinstance(by_group, dict):
         raise BadRow("selections", f"the cell holds {excerpt(cell)}, not a dictionary of countries")
+    # Empty lists and zeros stand where nobody was asked.
     return [
-        (str(owner), _question(str(owner), str(row["question"]), options, None), distribution)
-        for owner, distribution in by_group.items()
-        if _answered(distribution)
+        (
+            owner,
+            _question(owner, str(row["question"]), options, None),
+            distribution if _answered(distribution) else None,
+        )
+        for owner, distribution in ((str(name), value) for name, value in by_group.items())
     ]
 
 
 def _answered(distribution: Any) -> bool:
-    """Published tables have empty lists and zeros where nobody was asked."""
     return not isinstance(distribution, list) or any(distribution)
 
 
 def _question(owner: str | None, text: str, options: Sequence[Any], ordinals: tuple[float, ...] | None) -> Question:
-    named = tuple(str(option) for option in options)
+    if not text.strip():
+        raise BadRow("question", f"{_whose(owner)}the cell is empty")
+    named = tuple("" if option is None else str(option) for option in options)
+    if not all(option.strip() for option in named):
+        raise BadRow("options", f"{_whose(owner)}an option is empty", "Every option is a text.")
     if len(named) < 2:
         raise BadRow("options", f"{_whose(owner)}{len(named)} option, where an answer is a choice between some")
     if len(set(named)) < len(named):
@@ -201,7 +226,8 @@ def _shares(owner: str, question: Question, distribution: Any) -> tuple[Shares, 
         worst = next(value for value in values if not math.isfinite(value) or value < 0)
         raise BadRow("distribution", f"group {owner!r}: a share is {worst:g}", "Shares are in [0, 1].")
     total = float(values.sum())
-    if abs(total - 1) > TOLERANCE:
+    # As decimals say it: 0.48 and 0.5 are within 0.02 of 1, and in binary a little less.
+    if abs(total - 1) > TOLERANCE + _ROUNDING:
         found = f"group {owner!r}: the shares sum to {total:.4g}"
         raise BadRow("distribution", found, "They are shares of the group's answers, not counts, and sum to 1.")
     return values / total, abs(total - 1) > _ROUNDING
@@ -246,7 +272,8 @@ def _literal(text: str, column: str, owner: str | None) -> Any:
 def _opinion_qa(folder: Path) -> Answers:
     """A folder of OpinionQA: the answers of groups of the Pew panel, without those who refused.
 
-    One table has the answers, another one the questions; a model's answers stand in the latter, and are left alone.
+    One table has the answers, another one the questions; a model's answers stand in the latter, and are left alone. A
+    group whose name stands under several attributes has the attribute before it (`RACE: Other`).
     """
     tables = []
     for kind in ("human", "model"):
@@ -257,11 +284,18 @@ def _opinion_qa(folder: Path) -> Answers:
         tables.append(read_table(files[0]))
     answers, asked = tables
     questions = {str(row.get("qkey")): row for _, row in asked.rows}
-    return _gathered(answers, lambda row: [_pew_row(row, questions)])
+    attributes: dict[str, set[str]] = {}
+    for _, row in answers.rows:
+        attributes.setdefault(str(row.get("group")), set()).add(str(row.get("attribute")))
+    several = {group for group, some in attributes.items() if len(some) > 1}
+    return _gathered(answers, lambda row: [_pew_row(row, questions, several)])
 
 
-def _pew_row(row: Mapping[str, Any], questions: Mapping[str, Mapping[str, Any]]) -> tuple[str, Question, Any]:
+def _pew_row(
+    row: Mapping[str, Any], questions: Mapping[str, Mapping[str, Any]], several: Collection[str]
+) -> tuple[str, Question, Any]:
     owner, asked = str(row.get("group")), questions.get(str(row.get("qkey")))
+    owner = f"{row.get('attribute')}: {owner}" if owner in several else owner
     if asked is None:
         raise BadRow("qkey", f"group {owner!r}: there is no question {row.get('qkey')!r} in the other table")
     options = _literal(str(asked.get("mapping")), "mapping", owner)
@@ -269,6 +303,13 @@ def _pew_row(row: Mapping[str, Any], questions: Mapping[str, Mapping[str, Any]])
         raise BadRow("mapping", f"the question's options are {excerpt(options)}, not a dictionary of letters")
     refused = set(map(str, _list(asked.get("refusal_refs"), "refusal_refs", owner)))
     kept = [str(option) for option in options.values() if str(option) not in refused]
+    if asked.get("ordinal_refs") is not None:
+        # Shares and places on the line are in this order, which need not be that of the letters.
+        along = [str(option) for option in _list(asked["ordinal_refs"], "ordinal_refs", owner)]
+        if set(along) != set(kept):
+            found = f"group {owner!r}: it orders {excerpt(along)}, and the question's options are {excerpt(kept)}"
+            raise BadRow("ordinal_refs", found)
+        kept = along
     places = _numbers(_list(asked.get("ordinal"), "ordinal", owner)[: len(kept)], "ordinal", owner)
     question = _question(owner, str(asked.get("question_raw")), kept, places)
     # Shares are of the options that are no refusals.

@@ -135,18 +135,10 @@ def rounds_of(answers: Answers, points: Points, seed: int) -> list[Round]:
 
 
 def _some(answers: Answers, points: Points, seed: int) -> tuple[Answers, Points]:
-    """Groups of a random order as long as their questions have no more than `MOST` options; all where they have not."""
-    sizes, names = np.diff(points.starts), list(answers.groups)
-    seen: set[int] = set()
-    taken: set[str] = set()
-    options = 0
-    for place in np.random.default_rng(seed).permutation(len(names)):
-        new = answers.groups[names[place]].keys() - seen
-        options += int(sizes[list(new)].sum())
-        if options > MOST and len(taken) >= PARTS:
-            break
-        seen |= new
-        taken.add(names[place])
+    """Groups of a random order whose questions have no more than `MOST` options; all where there are no others."""
+    names = list(answers.groups)
+    order = [names[place] for place in np.random.default_rng(seed).permutation(len(names))]
+    taken = next(answers.of(order).parts(MOST, least=2 * PARTS)).groups
     if len(taken) == len(names):
         return answers, points
     some, numbers = answers.of(name for name in names if name in taken).compact()

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pluralign.config import FewshotAskConfig, FewshotEvaluateConfig, FewshotFitConfig, FewshotPredictConfig
+from pluralign.config import (
+    FewshotAskConfig,
+    FewshotConfig,
+    FewshotEvaluateConfig,
+    FewshotFitConfig,
+    FewshotPredictConfig,
+)
 from pluralign.errors import InputError
 from pluralign.fewshot.answers import Answers, Question
 from pluralign.fewshot.comparison import Summary, compare, summarise, write_comparison
@@ -26,11 +32,13 @@ class FitResult:
         predictor: ready to predict.
         path: its file.
         rescaled: distributions of the tables whose sum was near 1, and was made 1.
+        unasked: cells of published tables without an answer, since nobody of the group was asked.
     """
 
     predictor: Predictor
     path: Path
     rescaled: int
+    unasked: int
 
 
 def fit_fewshot(config: FewshotFitConfig | dict[str, Any] | str | Path) -> FitResult:
@@ -43,11 +51,12 @@ def fit_fewshot(config: FewshotFitConfig | dict[str, Any] | str | Path) -> FitRe
         InputError: tables that cannot be used, or a file that is there.
     """
     config = resolve(FewshotFitConfig, config)
+    _check(config)
     path = _free(config.output, config.overwrite)
     answers = load_answers(config.data, group=config.group, groups=config.groups)
     predictor = fit_predictor(answers, config)
     save_predictor(predictor, path)
-    return FitResult(predictor, path, answers.rescaled)
+    return FitResult(predictor, path, answers.rescaled, answers.unasked)
 
 
 def predict_fewshot(config: FewshotPredictConfig | dict[str, Any] | str | Path) -> list[Answer]:
@@ -82,7 +91,9 @@ def ask_fewshot(config: FewshotAskConfig | dict[str, Any] | str | Path) -> list[
         check_place(config.output)
     predictor = load_predictor(config.predictor)
     answers = load_answers(config.answers, group=config.group, key="answers") if config.answers else Answers()
-    found = predictor.ask(answers, load_questions(config.questions), cache_dir=config.cache_dir)
+    targets = load_questions(config.targets, key="targets") if config.targets else []
+    pool = load_questions(config.questions)
+    found = predictor.ask(answers, pool, targets=targets, cache_dir=config.cache_dir)
     if config.output:
         write_questions(found, config.output)
     return found
@@ -101,12 +112,29 @@ def evaluate_fewshot(config: FewshotEvaluateConfig | dict[str, Any] | str | Path
         InputError: tables that cannot be used, too few groups or answers, or a file that is there.
     """
     config = resolve(FewshotEvaluateConfig, config)
+    _check(config)
     path = _free(config.output, config.overwrite)
     cells = list(compare(load_answers(config.data, group=config.group, groups=config.groups), config))
     write_comparison(path, cells, config)
     summaries = summarise(cells)
     plot_comparison(summaries, path.with_suffix(".svg"))
     return summaries
+
+
+def _check(config: FewshotConfig) -> None:
+    """Raise where a number cannot be used, before anything is read."""
+    numbers = [("seed", config.seed, 0), ("module.steps", config.module.steps, 1)]
+    numbers += [("module.groups", config.module.groups, 1)]
+    if isinstance(config, FewshotEvaluateConfig):
+        for name in ("methods", "sizes"):
+            if not getattr(config, name):
+                raise InputError(f"{name} has nothing in it", fix="Leave it out for the default.")
+        numbers += [("splits", config.splits, 1), ("least", config.least, 1), ("sizes", min(config.sizes), 1)]
+    for name, value, lowest in numbers:
+        if value < lowest:
+            raise InputError(f"{name} is {value}", fix=f"The least is {lowest}.")
+    if not config.module.learning_rate > 0:
+        raise InputError(f"module.learning_rate is {config.module.learning_rate:g}", fix="It is above 0.")
 
 
 def _free(output: str, overwrite: bool) -> Path:

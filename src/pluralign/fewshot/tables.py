@@ -43,6 +43,7 @@ def load_answers(
     for path in _named(paths, key):
         own = _preferences(path, group) if _holds_pairs(path) else read_answers(path, group=group or "group")
         found.rescaled += own.rescaled
+        found.unasked += own.unasked
         for owner, number, shares in own:
             if not found.add(owner, own.questions[number], shares, own.places.get((owner, number))):
                 again = f"group {owner!r} has answered {own.questions[number].text!r} in another table, too"
@@ -61,18 +62,26 @@ def _taken(answers: Answers, groups: Sequence[str]) -> Answers:
                 f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(map(repr, list(answers.groups)[:5]))}."
             )
             raise InputError(f"groups has {one!r}, whose answers are not there", where=answers.name, fix=hint)
-    return replace(answers.of(dict.fromkeys(wanted)), rescaled=answers.rescaled)
+    return replace(answers.of(dict.fromkeys(wanted)), rescaled=answers.rescaled, unasked=answers.unasked)
 
 
-def load_questions(paths: str | Sequence[str]) -> list[Question]:
-    """What to predict: distinct questions of tables with `question, options`, or pairs of preferences."""
-    found: dict[Question, None] = {}
-    for path in _named(paths, "questions"):
-        pairs = _holds_pairs(path)
-        found |= dict.fromkeys(_preferences(path, None).questions if pairs else read_questions(path))
+def load_questions(paths: str | Sequence[str], *, key: str = "questions") -> list[Question]:
+    """Distinct questions of tables with `question, options`, or pairs of preferences.
+
+    Args:
+        paths: of files.
+        key: of the configuration that names the tables.
+
+    Raises:
+        InputError: no table, or one that cannot be read or has none.
+    """
+    found: dict[tuple[str, frozenset[str]], Question] = {}
+    for path in _named(paths, key):
+        for question in _preferences(path, None).questions if _holds_pairs(path) else read_questions(path):
+            found.setdefault(question.asked, question)
     if not found:
-        raise InputError("there are no questions", where=", ".join(_named(paths, "questions")))
-    return list(found)
+        raise InputError("there are no questions", where=", ".join(_named(paths, key)))
+    return list(found.values())
 
 
 def write_answers(answers: Iterable[Answer], path: str | Path) -> None:
@@ -82,17 +91,22 @@ def write_answers(answers: Iterable[Answer], path: str | Path) -> None:
 
 def write_questions(questions: Iterable[tuple[Question, float]], path: str | Path) -> None:
     """Questions with what they are worth as JSONL, in their order."""
-    rows = ({"question": one.text, "options": one.options, "worth": round(worth, 6)} for one, worth in questions)
+    rows = ({**_question(one), "worth": round(worth, 6)} for one, worth in questions)
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _row(answer: Answer) -> dict[str, object]:
-    row: dict[str, object] = {"group": answer.group, "question": answer.question.text}
-    row |= {"options": answer.question.options, "distribution": [round(float(share), 6) for share in answer.shares]}
+    row: dict[str, object] = {"group": answer.group, **_question(answer.question)}
+    row |= {"distribution": [round(float(share), 6) for share in answer.shares]}
     if answer.low is not None and answer.high is not None:
         row |= {"low": [round(float(end), 6) for end in answer.low]}
         row |= {"high": [round(float(end), 6) for end in answer.high]}
     return {**row, "known": answer.known}
+
+
+def _question(question: Question) -> dict[str, object]:
+    found: dict[str, object] = {"question": question.text, "options": question.options}
+    return found if question.ordinals is None else {**found, "ordinals": question.ordinals}
 
 
 def _named(paths: str | Sequence[str], key: str) -> list[str]:

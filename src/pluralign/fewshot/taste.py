@@ -55,7 +55,7 @@ Sharpness = Mapping[int, float]
 
 @dataclass(frozen=True)
 class Known:
-    """What the training groups say of a question that some of them answered.
+    """What the training groups say of a question that some of them answered, its options in the alphabet's order.
 
     Attributes:
         mean: float `[options]`, of log-shares.
@@ -103,9 +103,9 @@ class Taste:
         shares = np.full(len(vectors), np.nan)
         for number, question in enumerate(questions):
             if (there := self.known.get(question.key)) is not None:
-                part = points.slice(number)
-                mean[part], unsure[part] = there.mean, there.unsure
-                directions[part], shares[part] = there.directions, there.shares
+                part, ranks = points.slice(number), question.ranks
+                mean[part], unsure[part] = there.mean[ranks], there.unsure[ranks]
+                directions[part], shares[part] = there.directions[ranks], there.shares[ranks]
         scaled = [np.sqrt(self.scales.together) * directions, np.sqrt(self.scales.vectors) * vectors]
         features = np.concatenate(scaled, 1)
         return View(points, mean, self.scales.own + unsure, features, shares, self.scales.blend, self.sharpness)

@@ -71,13 +71,13 @@ class Encoder:
 
         Args:
             texts: any.
-            heads: how each text begins, where only the tokens behind that are pooled. A text that is too long for the
-                model loses tokens of its head.
+                One that is too long for the model loses its beginning: what is asked or answered stands at the end.
+            heads: how each text begins, where only the tokens behind that are pooled.
         """
         limit = int(getattr(self.model.config, "max_position_embeddings", 512))
         longest = min(int(self.tokenizer.model_max_length), limit)
         if heads is None:
-            ids = self.tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
+            ids = [one[-longest:] for one in self.tokenizer(list(texts))["input_ids"]]
             counts = list(map(len, ids))
         else:
             pairs = [self._split(text, head, longest) for text, head in zip(texts, heads, strict=True)]
