@@ -102,7 +102,7 @@ def test_options_in_another_order_are_no_other_question() -> None:
     assert one.known and other.known
     np.testing.assert_allclose(one.shares, other.shares[::-1], atol=0.05)
     answered = context.questions[0]
-    with pytest.raises(InputError, match="group 'g20' has answered 'Do you enjoy sport alone.', which is to be"):
+    with pytest.raises(InputError, match=r"group 'g20' has answered 'Do you enjoy sport alone.', which is to be"):
         fitted.predict(context, [Question(answered.text, answered.options[::-1])])
     assert fitted.ask(context, [Question(answered.text, answered.options[::-1]), asked])[0][0] == asked
 

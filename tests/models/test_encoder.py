@@ -1,0 +1,67 @@
+"""Vectors of sentence models: means over tokens, of texts of any length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from pluralign.config import EmbeddingConfig
+from pluralign.fewshot.answers import Question
+from pluralign.fewshot.embedding import embed
+from pluralign.models.encoder import Encoder
+
+WORDS = [f"w{number}" for number in range(40)]
+LONGEST = 16
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model of random weights that reads 16 tokens."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS) + 2,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=LONGEST,
+    )
+    BertModel(config).save_pretrained(tmp_path)
+    words = Tokenizer(models.WordLevel({word: n for n, word in enumerate(["[PAD]", "[UNK]", *WORDS])}, "[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def encoder(folder: Path) -> Encoder:
+    return Encoder(str(folder), torch.device("cpu"), key="embeddings.model", fix="Name one.")
+
+
+def test_a_text_is_the_mean_of_its_tokens_whatever_else_is_in_the_batch(folder: Path) -> None:
+    read = encoder(folder)
+    texts = [" ".join(WORDS[:5]), " ".join(WORDS[3:14])]
+    ids = torch.tensor([[WORDS.index(word) + 2 for word in texts[0].split()]])
+    with torch.no_grad():
+        expected = read.model(ids).last_hidden_state[0].mean(0)
+    torch.testing.assert_close(read.of(texts)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_text_that_is_too_long_loses_its_beginning(folder: Path) -> None:
+    read = encoder(folder)
+    tail = WORDS[-LONGEST:]
+    one, other, changed = read.of([" ".join([*WORDS[:9], *tail]), " ".join(tail), " ".join([*tail[:-1], WORDS[0]])])
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+    assert (other - changed).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("pooling", ["answer", "all"])
+def test_long_answers_are_told_apart(pooling: str, folder: Path, tmp_path: Path) -> None:
+    long = " ".join(WORDS[:30])
+    question = Question("w1 w2", (f"{long} w31", f"{long} w32"))
+    config = EmbeddingConfig(model=str(folder), pooling=pooling)
+    points, _ = embed([question], config, cache_dir=tmp_path / "cache")
+    assert abs(points.vectors[0] - points.vectors[1]).max() > 1e-3
