@@ -26,6 +26,8 @@ PEOPLE, PAIRS = 20, 500
 QUESTIONS, KNOWN = 300, 280
 """Of 20 groups from which is learned how others are predicted, and how many of them they answered."""
 FITTED, PREDICTED = (125, 250, 500, 1000, 2000), (1_000, 10_000, 100_000)
+GROWING = ("fit", "fit, questions of their own", "predict")
+"""Parts whose figures are by the number of groups."""
 
 
 def speed(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -35,7 +37,8 @@ def speed(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         "module": _module,
         "world": _fit_world,
         "predict": lambda: {str(groups): _predict(groups) for groups in PREDICTED},
-        "fit": lambda: {str(groups): _fit(groups) for groups in FITTED},
+        "fit": lambda: {str(groups): _fit(*_population(groups, 20)) for groups in FITTED},
+        "fit, questions of their own": lambda: {str(groups): _fit(*_people(groups, 20)) for groups in FITTED},
     }
     made = {name: found[name] for name in makers if name in found}
     for name, make in makers.items():
@@ -47,10 +50,10 @@ def speed(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def speed_table(found: Mapping[str, Any]) -> str:
     """One line a figure, and the powers of the number of groups that time grows with."""
     lines = ["| what | seconds of one core |", "| --- | --- |"]
-    there = [kind for kind in ("module", "world", "fit", "predict") if kind in found]
+    there = [kind for kind in ("module", "world", *GROWING) if kind in found]
     for kind in there:
         lines += [f"| {kind}: {name} | {value:.4g} |" for name, value in found[kind].items()]
-    for kind in (kind for kind in there if kind in ("fit", "predict")):
+    for kind in (kind for kind in there if kind in GROWING):
         taken = [(int(groups), value) for groups, value in found[kind].items()]
         powers = [log(more / less) / log(many / few) for (few, less), (many, more) in pairwise(taken)]
         lines.append(f"| {kind}: grows with groups to the power of | {', '.join(f'{one:.2f}' for one in powers)} |")
@@ -75,6 +78,19 @@ def _population(groups: int, questions: int) -> tuple[Answers, Points]:
     return answers, points(answers.questions, vectors)
 
 
+def _people(count: int, pairs: int) -> tuple[Answers, Points]:
+    """People who chose between pairs that nobody else was asked about."""
+    draw, answers, vectors = np.random.default_rng(0), Answers(), []
+    for person in range(count):
+        liked = draw.normal(size=DIMENSIONS)
+        for number in range(pairs):
+            pair = draw.normal(size=(2, DIMENSIONS)) / np.sqrt(DIMENSIONS)
+            chosen = float(pair[0] @ liked > pair[1] @ liked)
+            vectors.append(pair)
+            answers.add(f"p{person}", Question(f"{person} {number}?", ("a", "b")), np.array([chosen, 1 - chosen]))
+    return answers, points(answers.questions, np.concatenate(vectors))
+
+
 def _module() -> dict[str, float]:
     """1,000 options from 20 answers of four options, the context read once, and 1,000 options more."""
     module = PreferenceModule(ModuleConfig(dim_x=DIMENSIONS)).eval()
@@ -88,8 +104,7 @@ def _module() -> dict[str, float]:
         }
 
 
-def _fit(groups: int) -> float:
-    answers, found = _population(groups, 20)
+def _fit(answers: Answers, found: Points) -> float:
     return _seconds(lambda: fit(answers, found), 1)
 
 
