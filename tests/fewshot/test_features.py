@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pluralign.errors import InputError
 from pluralign.fewshot.answers import Question
-from pluralign.fewshot.features import Points, hashed
+from pluralign.fewshot.features import Points, hashed, points
 
 QUESTIONS = [
     Question("Do you trust the army?", ("A great deal", "Not at all")),
@@ -38,3 +40,11 @@ def test_centring_leaves_what_tells_options_apart(sizes: list[int], seed: int) -
         np.testing.assert_allclose(found[first:last].sum(0), 0, atol=1e-12)
         np.testing.assert_allclose(found[first] - found[first + 1], vectors[first] - vectors[first + 1], atol=1e-12)
     np.testing.assert_allclose(Points(found, starts).centred, found, atol=1e-12)
+
+
+def test_a_vector_that_is_no_number_is_named() -> None:
+    questions = [Question("Tea?", ("Yes", "No")), Question("Milk?", ("Yes", "No", "A little"))]
+    vectors = np.ones((5, 3))
+    vectors[4, 1] = np.nan
+    with pytest.raises(InputError, match=r"the vector of option 'A little' of 'Milk\?' is not all numbers"):
+        points(questions, vectors)

@@ -135,6 +135,7 @@ def test_a_predictor_read_back_says_the_same(kind: str, tmp_path: Path) -> None:
             assert (one.low <= one.shares).all() and (one.shares <= one.high).all()
             np.testing.assert_allclose(one.low, other.low, atol=1e-12)
     assert again.summary() == fitted.summary()
+    assert again.config == fitted.config and again.config["module"]["steps"] == 3
     assert kind == "gpo" or again.fitted.tastes.new.lift is not None, "new questions are read in a space of their own"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from pluralign.config import EmbeddingConfig
+from pluralign.errors import InputError
 from pluralign.fewshot.answers import Question
 from pluralign.fewshot.embedding import embed
+from pluralign.fewshot.running import fit_fewshot
 from pluralign.models.encoder import Encoder
 
 WORDS = [f"w{number}" for number in range(40)]
@@ -65,3 +68,18 @@ def test_long_answers_are_told_apart(pooling: str, folder: Path, tmp_path: Path)
     config = EmbeddingConfig(model=str(folder), pooling=pooling)
     points, _ = embed([question], config, cache_dir=tmp_path / "cache")
     assert abs(points.vectors[0] - points.vectors[1]).max() > 1e-3
+
+
+def test_a_vector_that_is_no_number_names_row_and_group(folder: Path, tmp_path: Path) -> None:
+    model = BertModel.from_pretrained(folder)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[WORDS.index("w7") + 2] = torch.nan
+    model.save_pretrained(folder)
+    path = tmp_path / "answers.jsonl"
+    row = {"question": "w1", "options": ["w2", "w3"], "distribution": [1, 0]}
+    lines = [{**row, "group": group, "question": text} for group in ("Chad", "Peru") for text in ("w1", "w4 w5")]
+    lines.append({**row, "group": "Peru", "options": ["w6", "w7"]})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    keys = {"embeddings": {"model": str(folder)}, "output": str(tmp_path / "p.safetensors")}
+    with pytest.raises(InputError, match=r"asked of group 'Peru' \(.*answers\.jsonl, row 5\) is not all numbers"):
+        fit_fewshot({"data": str(path), **keys, "cache_dir": str(tmp_path / "cache")})

@@ -98,6 +98,10 @@ class Answers:
             self.places[group, number] = place
         return True
 
+    def first(self, number: int) -> str | None:
+        """The first group that answered a question; None where nobody did."""
+        return next((group for group, own in self.groups.items() if number in own), None)
+
     def place(self, group: str, number: int) -> str:
         """The row of an answer; the table's name where that is not known."""
         return str(self.places.get((group, number), self.name))

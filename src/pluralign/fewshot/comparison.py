@@ -79,7 +79,7 @@ def compare(answers: Answers, config: FewshotEvaluateConfig) -> Iterator[Cell]:
         InputError: a method of another name, or too few groups or answers.
     """
     chosen = _chosen(config)
-    points, _ = embed(answers.questions, config.embeddings, cache_dir=config.cache_dir)
+    points, _ = embed(answers.questions, config.embeddings, cache_dir=config.cache_dir, answers=answers)
     sizes = sorted(set(config.sizes))
     splits = _splits(answers, sizes, config)
     with progress_bar() as bar:

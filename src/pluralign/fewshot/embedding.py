@@ -9,7 +9,7 @@ import numpy as np
 
 from pluralign.config import EmbeddingConfig
 from pluralign.errors import InputError
-from pluralign.fewshot.answers import Question
+from pluralign.fewshot.answers import Answers, Question
 from pluralign.fewshot.features import HASHED, Points, hashed, points
 from pluralign.preferences.schema import excerpt
 from pluralign.storage import sha256_of_json
@@ -21,7 +21,11 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def embed(
-    questions: Sequence[Question], config: EmbeddingConfig, *, cache_dir: str | Path | None = None
+    questions: Sequence[Question],
+    config: EmbeddingConfig,
+    *,
+    cache_dir: str | Path | None = None,
+    answers: Answers | None = None,
 ) -> tuple[Points, str]:
     """A vector for every option, and what they were made with.
 
@@ -29,6 +33,7 @@ def embed(
         questions: any number; at least one where a model is named.
         config: model and pooling.
         cache_dir: of vectors that a model made.
+        answers: whose questions they are, to name group and row of one that has no vector.
 
     Returns:
         The vectors, and a fingerprint that is equal where they are comparable.
@@ -59,9 +64,12 @@ def embed(
         found = np.array([section.get(key) for key in keys])
     bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
     if len(bad):
+        number = int(np.repeat(np.arange(len(questions)), [len(one.options) for one in questions])[bad[0]])
+        group = answers.first(number) if answers else None
+        asked = f", asked of group {group!r} ({answers.place(group, number)})" if answers and group is not None else ""
         more = f" (and of {len(bad) - 1} more)" if len(bad) > 1 else ""
-        text = f"the model's vector of {excerpt(''.join(texts[bad[0]]))}{more} is not all numbers"
-        raise InputError(text, where=f"{KEY} {config.model!r}")
+        text = f"the vector of {excerpt(''.join(texts[bad[0]]))}{asked}{more} is not all numbers"
+        raise InputError(text, where=f"{KEY} {config.model!r}", fix="Take another model, or leave the row out.")
     return points(questions, found), sha256_of_json(facts)
 
 

@@ -11,7 +11,9 @@ from functools import cached_property
 
 import numpy as np
 
+from pluralign.errors import InputError
 from pluralign.fewshot.answers import Question
+from pluralign.preferences.schema import excerpt
 
 HASHED = 512
 """Dimensions of hashed n-grams."""
@@ -69,9 +71,18 @@ def points(questions: Sequence[Question], vectors: np.ndarray) -> Points:
     Args:
         questions: in their order.
         vectors: float `[options of all questions, d]`.
+
+    Raises:
+        InputError: a vector that is not all numbers.
     """
     starts = np.concatenate([[0], np.cumsum([len(question.options) for question in questions])]).astype(int)
-    return Points(np.asarray(vectors, float), starts)
+    found = Points(np.asarray(vectors, float), starts)
+    if len(bad := np.flatnonzero(~np.isfinite(found.vectors).all(axis=1))):
+        number = int(found.questions[bad[0]])
+        option = questions[number].options[bad[0] - starts[number]]
+        text = f"the vector of option {excerpt(option)} of {excerpt(questions[number].text)} is not all numbers"
+        raise InputError(text, fix="Leave the question out, or make its vectors anew.")
+    return found
 
 
 def hashed(questions: Sequence[Question], dimensions: int = HASHED) -> Points:

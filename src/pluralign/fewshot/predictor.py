@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -60,6 +60,7 @@ class Predictor:
         fitted: the closed form, or the published module.
         seen: keys of the questions that training groups answered.
         groups: how many these were.
+        config: of the fit, as it was resolved.
     """
 
     embeddings: EmbeddingConfig
@@ -67,6 +68,7 @@ class Predictor:
     fitted: Fitted | TrainedModule
     seen: frozenset[str]
     groups: int
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     def summary(self) -> str:
         """What it was learned of, and how well training groups were predicted without their own answers."""
@@ -196,7 +198,7 @@ def fit_predictor(answers: Answers, config: FewshotFitConfig) -> Predictor:
     if not any(len(own) > 1 for own in answers.groups.values()):
         found = f"{len(answers.groups)} groups, and none has two answers"
         raise InputError(found, where=answers.name, fix="A predictor learns how a group's answers go together.")
-    points, fingerprint = embed(answers.questions, config.embeddings, cache_dir=config.cache_dir)
+    points, fingerprint = embed(answers.questions, config.embeddings, cache_dir=config.cache_dir, answers=answers)
     fitted: Fitted | TrainedModule
     if config.predictor == "taste":
         fitted = fit(answers, points, seed=config.seed)
@@ -205,7 +207,7 @@ def fit_predictor(answers: Answers, config: FewshotFitConfig) -> Predictor:
 
         fitted = train_module(answers, points, config.module, seed=config.seed)
     seen = frozenset(answers.questions[number].key for _, number, _ in answers)
-    return Predictor(config.embeddings, fingerprint, fitted, seen, len(answers.groups))
+    return Predictor(config.embeddings, fingerprint, fitted, seen, len(answers.groups), asdict(config))
 
 
 def _check(answers: Answers, questions: Iterable[Question]) -> None:

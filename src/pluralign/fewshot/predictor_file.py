@@ -40,6 +40,7 @@ def save_predictor(predictor: Predictor, path: str | Path) -> None:
         "embeddings": asdict(predictor.embeddings),
         "fingerprint": predictor.fingerprint,
         "groups": predictor.groups,
+        "config": dict(predictor.config),
     }
     fitted = predictor.fitted
     if isinstance(fitted, Fitted):
@@ -69,7 +70,7 @@ def load_predictor(path: str | Path) -> Predictor:
         seen = [bytes(row).hex() for row in arrays["questions"]]
         fitted = _fitted(head, arrays, seen) if head["predictor"] == "taste" else _module(head, arrays)
         embeddings = EmbeddingConfig(**head["embeddings"])
-        return Predictor(embeddings, head["fingerprint"], fitted, frozenset(seen), head["groups"])
+        return Predictor(embeddings, head["fingerprint"], fitted, frozenset(seen), head["groups"], head["config"])
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InputError(
