@@ -177,6 +177,8 @@ def test_what_to_ask_next_is_what_tells_most(tmp_path: Path, capsys: pytest.Capt
     tails = write(tmp_path / "tails.jsonl", [lines[-1]])
     assert main(["fewshot", "ask", *keys, "--targets", str(tails)]) == 0
     assert capsys.readouterr().out.startswith("Heads or tails?")
+    assert main(["fewshot", "ask", *keys, "--answers", str(mine), "--targets", str(mine)]) == 2
+    assert "group 'me' has answered" in capsys.readouterr().err
     assert main(["fewshot", "ask", *keys, "--answers", str(mine)]) == 0
     assert lines[5]["question"] not in capsys.readouterr().out
     assert main(["fewshot", "ask", *keys, "--answers", str(write(tmp_path / "all2.jsonl", lines))]) == 2

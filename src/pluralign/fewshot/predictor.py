@@ -135,13 +135,15 @@ class Predictor:
             cache_dir: of vectors that a model made.
 
         Raises:
-            InputError: answers of several groups; nothing left to ask; a predictor that does not say how sure it is.
+            InputError: answers of several groups; a target that has been answered; nothing left to ask; a
+                predictor that does not say how sure it is.
         """
         fitted = self.fitted
         if not isinstance(fitted, Fitted):
             raise InputError("the published module does not say how sure it is", fix="Fit with predictor: taste.")
         if len(answers.groups) > 1:
             raise InputError(f"there are answers of {len(answers.groups)}", where=answers.name, fix="Ask for one.")
+        _check(answers, targets)
         own = next(iter(answers.groups.values()), {})
         told = {answers.questions[number].asked for number in own}
         free = {one.asked: one for one in pool if one.asked not in told}
