@@ -112,6 +112,12 @@ def test_a_question_is_the_same_in_whatever_order_its_options_stand(tmp_path: Pa
     with pytest.raises(InputError, match=r"row 2, column 'ordinals': group 'Peru': the same question has other"):
         read_answers(table(tmp_path, ROW, placed))
     assert len(read_answers(table(tmp_path, {**ROW, "ordinals": [2, 1]}, placed)).questions) == 1
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps(ROW) + "\n", encoding="utf-8")
+    with pytest.raises(
+        InputError, match=r"other\.jsonl, row 1: group 'Chad': 'Is it so\?' has other ordinals, or none"
+    ):
+        load_answers([str(table(tmp_path, placed)), str(other)])
 
 
 @pytest.mark.parametrize(

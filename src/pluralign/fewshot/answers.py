@@ -40,6 +40,11 @@ class Question:
         return self.text, frozenset(self.options)
 
     @property
+    def line(self) -> dict[str, float] | None:
+        """Option -> where it stands on the line; None where they have no order."""
+        return None if self.ordinals is None else dict(zip(self.options, self.ordinals, strict=True))
+
+    @property
     def ranks(self) -> list[int]:
         """Place of each option among all of them in the order of the alphabet."""
         return [sorted(self.options).index(option) for option in self.options]

@@ -131,13 +131,9 @@ def _gathered(table: Table, read: Any) -> Answers:
 def _check_line(owner: str, question: Question, answers: Answers) -> None:
     """Raise where the question's options stood elsewhere on a line, or on none, in an earlier row."""
     before = answers.questions[number] if (number := answers.find(question)) is not None else question
-    if _line(before) != _line(question):
+    if before.line != question.line:
         found = f"group {owner!r}: the same question has other ordinals, or none, in an earlier row"
         raise BadRow("ordinals", found, "Give all rows of a question the same ones.")
-
-
-def _line(question: Question) -> dict[str, float] | None:
-    return None if question.ordinals is None else dict(zip(question.options, question.ordinals, strict=True))
 
 
 def _refuse(bad: Sequence[Problem]) -> None:

@@ -45,6 +45,10 @@ def load_answers(
         found.rescaled += own.rescaled
         found.unasked += own.unasked
         for owner, number, shares in own:
+            before = found.find(own.questions[number])
+            if before is not None and found.questions[before].line != own.questions[number].line:
+                other = f"group {owner!r}: {own.questions[number].text!r} has other ordinals, or none, in another table"
+                raise InputError(other, where=own.place(owner, number), fix="Give all tables the same ones.")
             if not found.add(owner, own.questions[number], shares, own.places.get((owner, number))):
                 again = f"group {owner!r} has answered {own.questions[number].text!r} in another table, too"
                 raise InputError(again, where=own.place(owner, number), fix="Join the two answers.")
