@@ -102,7 +102,7 @@ def test_what_is_undefined_is_no_agreement(population: Any, make_rows: Rows, tmp
         tmp_path / "survey.jsonl",
         {"of": "ann", "distribution": [1, 0], **KINDS, "ordinals": [2, 2]},
         {"of": "ann", "distribution": [1, 0], **KINDS, "question": "long? " * 100},
-        {"of": "ben", "distribution": [1, 0], **KINDS, "question": "Which one?"},
+        {"of": "ben", "distribution": [1, 0], **KINDS, "question": "Which of them?"},
         column="who",
     )
     adapters = {"ann": population.adapter("ann"), "ben": population.adapter("ben", float("nan"))}
