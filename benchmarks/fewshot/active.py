@@ -54,21 +54,22 @@ def active_table(found: Mapping[str, Any]) -> str:
     by_seed: dict[int, list[dict[str, Any]]] = {}
     for group in found["groups"]:
         by_seed.setdefault(group["seed"], []).append(group)
-    titles = [column for order in ORDERS for column in (f"asked {order}", "fewer")]
+    orders = [order for order in ORDERS if order in found["groups"][0]]
+    titles = [column for order in orders for column in (f"asked {order}", "fewer")]
     lines = [f"| random questions | their alignment | {' | '.join(titles)} |", "| --- " * (2 + len(titles)) + "|"]
-    curves = [_curves(some) for some in by_seed.values()]
+    curves = [_curves(some, orders) for some in by_seed.values()]
     for asked in (5, 10, 15, 20):
         scores, cells = [one["random"][asked] for one in curves], []
-        for order in ORDERS:
+        for order in orders:
             reached = [_reached(one[order], score) for one, score in zip(curves, scores, strict=True)]
             cells += [f"{mean(reached):.1f}", _interval([1 - one / asked for one in reached])]
         lines.append(f"| {asked} | {mean(scores):.4f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _curves(groups: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+def _curves(groups: Sequence[Mapping[str, Any]], orders: Sequence[str]) -> dict[str, list[float]]:
     """Mean alignment of a split's groups after every question, by order."""
-    return {order: [mean(one[order][n] for one in groups) for n in range(ASKED + 1)] for order in ("random", *ORDERS)}
+    return {order: [mean(one[order][n] for one in groups) for n in range(ASKED + 1)] for order in ("random", *orders)}
 
 
 def _scores(
