@@ -114,9 +114,7 @@ def test_a_question_is_the_same_in_whatever_order_its_options_stand(tmp_path: Pa
     assert len(read_answers(table(tmp_path, {**ROW, "ordinals": [2, 1]}, placed)).questions) == 1
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps(ROW) + "\n", encoding="utf-8")
-    with pytest.raises(
-        InputError, match=r"other\.jsonl, row 1: group 'Chad': 'Is it so\?' has other ordinals"
-    ):
+    with pytest.raises(InputError, match=r"other\.jsonl, row 1: group 'Chad': 'Is it so\?' has other ordinals"):
         load_answers([str(table(tmp_path, placed)), str(other)])
 
 
