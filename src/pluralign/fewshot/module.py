@@ -3,16 +3,19 @@ answered questions and predicts the answers to others.
 
 A point is one answer option: the embedding of question and option, and the share of the group that took it. The context
 is a set (there are no positions), and what is predicted of one target does not depend on the other targets: a target
-reads the context and itself, and nothing reads a target. So the context is encoded once, and the targets only read it:
-m^2 + m t products for m context and t target points, where one masked pass over both takes (m + t)^2.
+reads the context and itself, and nothing reads a target. So the context is encoded once, to the keys and values of each
+layer, and the targets only read these: m^2 + m t products for m context and t target points, where one masked pass over
+both takes (m + t)^2.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,12 @@ class Context:
     """Answered questions, encoded.
 
     Attributes:
-        layers: float `[groups, points, d_model]`, what each layer of the encoder reads.
-        padding: bool `[groups, points]`, true where there is no point; None where there are all.
+        layers: keys and values of each layer of the encoder, both float `[groups, heads, points, d_model / heads]`.
+        real: bool `[groups, 1, 1, points]`, true where there is a point; None where there are all.
     """
 
-    layers: list[Tensor]
-    padding: Tensor | None
+    layers: list[tuple[Tensor, Tensor]]
+    real: Tensor | None
 
 
 class PreferenceModule(nn.Module):
@@ -82,11 +85,15 @@ class PreferenceModule(nn.Module):
             padding: bool `[groups, points]`, true where there is no point; None where there are all.
         """
         points = self.embedder(torch.cat([x, y.unsqueeze(-1)], -1))
-        seen = []
-        for layer in self.encoder.layers:
-            seen.append(points)
-            points = _read(layer, points, points, padding)
-        return Context(seen, padding)
+        real = None if padding is None else ~padding[:, None, None]
+        *others, last = self._layers
+        layers = []
+        for layer in others:
+            layers.append(_keys_and_values(layer, points))
+            points = _read(layer, points, layers[-1], real)
+        # Nothing reads what the context is after the last layer.
+        layers.append(_keys_and_values(last, points))
+        return Context(layers, real)
 
     def predict(self, context: Context, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the group would answer.
@@ -99,9 +106,11 @@ class PreferenceModule(nn.Module):
             Raw means and raw logarithms of the standard deviation, each float `[groups, targets]`. The softmax of the
             means over a question's options is the predicted distribution.
         """
-        points = self.embedder(torch.cat([x, x.new_zeros((*x.shape[:-1], 1))], -1))
-        for layer, seen in zip(self.encoder.layers, context.layers, strict=True):
-            points = _read(layer, points, seen, context.padding)
+        first, rest = cast(nn.Linear, self.embedder[0]), self.embedder[1:]
+        # The share of a target is 0: its weights add nothing.
+        points = rest(linear(x, first.weight[:, :-1], first.bias))
+        for layer, seen in zip(self._layers, context.layers, strict=True):
+            points = _read(layer, points, seen, context.real)
         means, log_stds = self.predictor(points).unbind(-1)
         return means, log_stds
 
@@ -109,13 +118,30 @@ class PreferenceModule(nn.Module):
         """`encode` and `predict` in one."""
         return self.predict(self.encode(x, y, padding), targets)
 
+    @property
+    def _layers(self) -> list[nn.TransformerEncoderLayer]:
+        return [cast(nn.TransformerEncoderLayer, layer) for layer in self.encoder.layers]
 
-def _read(layer: nn.Module, points: Tensor, seen: Tensor, padding: Tensor | None) -> Tensor:
-    """A post-norm encoder layer whose points read `seen` only."""
-    read, _ = layer.self_attn(points, seen, seen, key_padding_mask=padding, need_weights=False)  # type: ignore[operator]
-    points = layer.norm1(points + layer.dropout1(read))  # type: ignore[operator]
-    inner = layer.dropout(layer.activation(layer.linear1(points)))  # type: ignore[operator]
-    return layer.norm2(points + layer.dropout2(layer.linear2(inner)))  # type: ignore[operator]
+
+def _keys_and_values(layer: nn.TransformerEncoderLayer, points: Tensor) -> tuple[Tensor, Tensor]:
+    attention, width = layer.self_attn, points.shape[-1]
+    both = linear(points, attention.in_proj_weight[width:], attention.in_proj_bias[width:])
+    keys, values = both.unflatten(-1, (2 * attention.num_heads, -1)).transpose(1, 2).chunk(2, 1)
+    return keys, values
+
+
+def _read(
+    layer: nn.TransformerEncoderLayer, points: Tensor, seen: tuple[Tensor, Tensor], real: Tensor | None
+) -> Tensor:
+    """A post-norm encoder layer whose points read what was seen only."""
+    attention, width = layer.self_attn, points.shape[-1]
+    queries = linear(points, attention.in_proj_weight[:width], attention.in_proj_bias[:width])
+    queries = queries.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+    dropout = attention.dropout if layer.training else 0.0
+    read = scaled_dot_product_attention(queries, *seen, attn_mask=real, dropout_p=dropout)
+    points = layer.norm1(points + layer.dropout1(attention.out_proj(read.transpose(1, 2).flatten(2))))
+    inner = layer.dropout(layer.activation(layer.linear1(points)))
+    return layer.norm2(points + layer.dropout2(layer.linear2(inner)))
 
 
 def softmax_by_question(raw: Tensor, questions: Tensor) -> Tensor:
