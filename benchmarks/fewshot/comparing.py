@@ -23,6 +23,8 @@ FORMS = {"taste": {KNOWN: 9, NEW: 10}, "mean": {KNOWN: 2, NEW: 2}}
 """Of a method that has changed its form, which one it is in a protocol: a cell of another form is another cell."""
 BY_TEXT = ("annotators", "world")
 """Tables on which one text is asked with several pairs of options, which are held out together."""
+EITHER_WAY = ("annotators",)
+"""Tables on which a pair of options is asked in both orders."""
 MODULE = {"groups": 8, "learning_rate": 3e-4}
 """Of the published module, beside a table's own steps: fewer groups a step than published, for short budgets. At a rate
 of 0.001 it stays at uniform answers for long."""
@@ -53,6 +55,9 @@ class Part:
         # Where no text is asked twice, holding out texts is holding out questions, as it was before.
         if self.table in BY_TEXT and (self.protocol == NEW or self.method.startswith("taste")):
             what.append("texts")
+        # Pairs that were asked both ways round are one question each.
+        if self.table in EITHER_WAY:
+            what.append("either way")
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
     def kept(self, work: Path) -> Path:
