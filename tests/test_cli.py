@@ -134,6 +134,16 @@ def test_no_command_is_a_usage_error(capsys):
     assert "usage" in capsys.readouterr().out
 
 
+def test_the_first_word_of_some_commands_lists_them(capsys):
+    assert main(["fewshot", "--help"]) == 0
+    listed = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert listed == [["fewshot", word] for word in ("fit", "predict", "ask", "evaluate")]
+    assert main(["people"]) == 2
+    assert "people remove" in capsys.readouterr().out
+    assert main(["fewshot", "guess"]) == 2
+    assert "no command 'fewshot guess'" in capsys.readouterr().err
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("pluralign ")

@@ -24,8 +24,9 @@ from pluralign.fewshot.answers import Answers, Shares
 from pluralign.fewshot.comparison import measured
 from pluralign.fewshot.embedding import embed
 from pluralign.fewshot.episodes import episode, predict
-from pluralign.fewshot.features import Points, hashed
+from pluralign.fewshot.features import Points
 from pluralign.fewshot.fitting import fit
+from pluralign.fewshot.hashing import hashed
 from pluralign.fewshot.module import ModuleConfig, PreferenceModule, cross_entropy, gaussian_nll
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

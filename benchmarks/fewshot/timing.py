@@ -17,8 +17,9 @@ import torch
 from tables import world
 
 from pluralign.fewshot.answers import Answers, Question
-from pluralign.fewshot.features import Points, hashed, points
+from pluralign.fewshot.features import Points, points
 from pluralign.fewshot.fitting import fit
+from pluralign.fewshot.hashing import hashed
 from pluralign.fewshot.module import ModuleConfig, PreferenceModule
 
 DIMENSIONS, REPEATS = 384, 30

@@ -78,10 +78,10 @@ COMMANDS: dict[str, Command] = {
     "report": Command(ReportConfig, commands.report, first="--runs", several=True),
     "generate": Command(GenerateConfig, commands.generate),
     "chat": Command(ChatConfig, commands.chat, first="--run"),
-    "fewshot fit": Command(FewshotFitConfig, commands.fewshot_fit, first="--data"),
+    "fewshot fit": Command(FewshotFitConfig, commands.fewshot_fit, first="--data", several=True),
     "fewshot predict": Command(FewshotPredictConfig, commands.fewshot_predict),
     "fewshot ask": Command(FewshotAskConfig, commands.fewshot_ask),
-    "fewshot evaluate": Command(FewshotEvaluateConfig, commands.fewshot_evaluate, first="--data"),
+    "fewshot evaluate": Command(FewshotEvaluateConfig, commands.fewshot_evaluate, first="--data", several=True),
     "people list": Command(PeopleListConfig, commands.people_list, first="--run"),
     "people show": Command(PeopleShowConfig, commands.people_show, first="--run"),
     "people remove": Command(PeopleRemoveConfig, commands.people_remove, first="--run"),
@@ -105,6 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pluralign {__version__}")
         return DONE
     name, rest = _command(arguments)
+    if name is None and rest[1:] in ([], ["-h"], ["--help"]) and any(_under(one, rest[0]) for one in COMMANDS):
+        print(_help(rest[0]))
+        return DONE if rest[1:] else USAGE
     if name is None:
         return _fail(f"no command {' '.join(arguments[:2])!r}. `pluralign --help` lists them")
     return _run(name, rest)
@@ -179,15 +182,21 @@ def _command(arguments: list[str]) -> tuple[str | None, list[str]]:
     return None, arguments
 
 
-def _help() -> str:
+def _under(name: str, word: str) -> bool:
+    return name.startswith(f"{word} ")
+
+
+def _help(word: str | None = None) -> str:
+    """All commands, or those under a first word."""
     lines = [
         "usage: pluralign COMMAND [--config FILE] [--KEY VALUE ...]",
         "",
         "One base model, a whole population.",
         "",
     ]
-    width = max(map(len, COMMANDS))
-    lines += [f"  {name:<{width}}  {(command.run.__doc__ or '').strip()}" for name, command in COMMANDS.items()]
+    shown = {name: command for name, command in COMMANDS.items() if word is None or _under(name, word)}
+    width = max(map(len, shown))
+    lines += [f"  {name:<{width}}  {(command.run.__doc__ or '').strip()}" for name, command in shown.items()]
     lines += ["", "`pluralign COMMAND --help` explains every key; `--print_config` prints them all as YAML."]
     return "\n".join(lines)
 

@@ -218,10 +218,6 @@ def fewshot_fit(config: FewshotFitConfig) -> int:
     from pluralign.fewshot.running import fit_fewshot
 
     made = fit_fewshot(config)
-    if made.rescaled:
-        _say(f"distributions whose sum was near 1 and was made 1: {made.rescaled}")
-    if made.unasked:
-        _say(f"cells without an answer, where nobody was asked: {made.unasked}")
     _say(f"{made.predictor.summary()}\npredictor: {made.path}")
     return DONE
 

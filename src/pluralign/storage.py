@@ -63,7 +63,12 @@ def check_place(path: Path | str) -> None:
 
 def write_text(path: Path | str, text: str) -> None:
     """`write_bytes` of UTF-8 text."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, _utf8(text))
+
+
+def _utf8(text: str) -> bytes:
+    # An id may hold half a surrogate pair, which UTF-8 has no bytes for; JSON's own escape has.
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -73,9 +78,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 def json_bytes(value: Any) -> bytes:
     """What `write_json` writes."""
-    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-    # An id may hold half a surrogate pair, which UTF-8 has no bytes for; JSON's own escape has.
-    return text.encode("utf-8", "backslashreplace")
+    return _utf8(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path | str) -> Any:

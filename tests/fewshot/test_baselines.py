@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pluralign.fewshot.answers import Answers, Question
 from pluralign.fewshot.baselines import TrainingGroups, ridge, uniform
-from pluralign.fewshot.features import Points, hashed
+from pluralign.fewshot.features import Points
+from pluralign.fewshot.hashing import hashed
 
 
 def population(seed: int, groups: int = 4, questions: int = 12) -> tuple[Answers, Points, np.random.Generator]:

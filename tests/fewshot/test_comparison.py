@@ -92,7 +92,7 @@ def test_the_command_writes_figures_and_a_plot(tmp_path: Path, capsys: pytest.Ca
     assert main(["fewshot", "evaluate", str(table), *arguments, "--output", str(out)]) == 0
     assert "known questions" in capsys.readouterr().out
     written = json.loads(out.read_text())
-    assert written["schema_version"] == 1 and written["config"]["sizes"] == [5, 10]
+    assert written["notes"] == [] and written["schema_version"] == 1 and written["config"]["sizes"] == [5, 10]
     methods = {(one["protocol"], one["method"]) for one in written["summaries"]}
     assert methods == {(protocol, name) for protocol in PROTOCOLS for name in ("uniform", "ridge", "gpo")} | {
         (KNOWN_QUESTIONS, "mean")
@@ -100,6 +100,21 @@ def test_the_command_writes_figures_and_a_plot(tmp_path: Path, capsys: pytest.Ca
     assert out.with_suffix(".svg").read_text().startswith("<?xml")
     assert main(["fewshot", "evaluate", str(table), "--output", str(out)]) == 2
     assert "the file is there" in capsys.readouterr().err
+    # A plot of something else stands beside it.
+    assert main(["fewshot", "evaluate", str(table), "--output", str(tmp_path / "fewshot.jsn")]) == 2
+    assert "fewshot.svg: the file is there" in capsys.readouterr().err
+    assert main(["fewshot", "evaluate", str(table), "--output", str(tmp_path / "another.svg")]) == 2
+    assert "Name a .json file" in capsys.readouterr().err
+
+
+def test_where_nothing_can_be_measured_nothing_is_written(tmp_path: Path) -> None:
+    table, out = tmp_path / "answers.jsonl", tmp_path / "fewshot.json"
+    row = {"options": ["a", "b"], "distribution": [0.5, 0.5], "ordinals": [1, 1]}
+    lines = [json.dumps({**row, "group": f"g{group}", "question": f"{n}?"}) for group in range(6) for n in range(20)]
+    table.write_text("\n".join(lines))
+    with pytest.raises(InputError, match="there is no figure: none of uniform, taste says anything that can be"):
+        evaluate_fewshot({"data": str(table), "methods": ["uniform", "taste"], "splits": 1, "output": str(out)})
+    assert not out.exists()
 
 
 def test_what_cannot_be_compared_is_named() -> None:

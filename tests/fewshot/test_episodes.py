@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -70,6 +72,16 @@ def test_a_trained_module_reads_what_a_new_group_wants() -> None:
         )
     ours, uniforms = np.mean(scores, 0)
     assert ours > uniforms + 0.05
+
+
+def test_the_last_moment_is_taken_where_no_alignment_is_defined() -> None:
+    answers, found = population(1, 6, 8)
+    level = Answers()
+    for group, number, shares in answers:
+        question = answers.questions[number]
+        level.add(group, replace(question, ordinals=(1.0,) * len(question.options)), shares)
+    trained = train_module(level, found, ModuleTrainingConfig(steps=20), seed=2)
+    assert trained.step == 20 and np.isnan(trained.alignment) and len(trained.trace) == 2
 
 
 def test_a_seed_gives_one_module() -> None:

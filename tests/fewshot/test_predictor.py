@@ -140,14 +140,14 @@ def test_a_predictor_read_back_says_the_same(kind: str, tmp_path: Path) -> None:
 
 
 def test_the_commands_predict_a_new_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = write(tmp_path / "groups.jsonl", rows(range(12)))
+    tables = [write(tmp_path / f"{n}.jsonl", rows(range(6 * n, 6 * n + 6))) for n in range(2)]
     new = rows(range(30, 31))
     mine = write(tmp_path / "mine.jsonl", new[:8])
     asked = write(
         tmp_path / "asked.jsonl", [{name: line[name] for name in ("question", "options")} for line in new[8:]]
     )
     fitted, out = tmp_path / "p.safetensors", tmp_path / "predictions.jsonl"
-    assert main(["fewshot", "fit", str(table), "--output", str(fitted)]) == 0
+    assert main(["fewshot", "fit", *map(str, tables), "--output", str(fitted)]) == 0
     assert "learned of 12 groups and 16 questions; alignment" in capsys.readouterr().out
     arguments = ["--predictor", str(fitted), "--answers", str(mine), "--questions", str(asked), "--output", str(out)]
     assert main(["fewshot", "predict", *arguments]) == 0

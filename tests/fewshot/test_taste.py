@@ -13,7 +13,7 @@ from pluralign.fewshot.active import next_question, worth
 from pluralign.fewshot.answers import Answers, Question
 from pluralign.fewshot.calibration import Calibration, Sample, calibrated
 from pluralign.fewshot.features import Points, points
-from pluralign.fewshot.fitting import _Search, fit
+from pluralign.fewshot.fitting import SEARCHED_ROUNDS, STARTS, _Search, fit
 from pluralign.fewshot.kinds import KNOWN, NEW, Tastes
 from pluralign.fewshot.learned import taste
 from pluralign.fewshot.metrics import alignment
@@ -199,6 +199,23 @@ def test_of_many_people_with_questions_of_their_own_some_tell_the_scales(monkeyp
     own = answers.groups["p0"]
     said = fitted.tastes.view(answers.questions, whole).read({n: own[n] for n in range(7)}).shares([7, 8, 9])
     assert all(one.argmax() == own[n].argmax() for n, one in zip((7, 8, 9), said, strict=True))
+
+
+def test_likelihood_chooses_where_no_alignment_is_defined() -> None:
+    answers, found = population(3, 10)
+    level = Answers()
+    for group, number, shares in answers:
+        question = answers.questions[number]
+        level.add(group, replace(question, ordinals=(1.0,) * len(question.options)), shares)
+    made = fit(level, found)
+    assert np.isnan(made.alignment) and made.calibration is not None
+    sheet = Sheet.of(rounds_of(level, found, 0)[:SEARCHED_ROUNDS])
+    search, targets = _Search(sheet), sheet.targets
+
+    def nats(scales: Scales) -> float:
+        return float(np.nanmean(sheet.by_trial(targets.nll(search._shares(scales, {})), KNOWN)))
+
+    assert nats(made.tastes.known.scales) < min(map(nats, STARTS)) - 0.01
 
 
 def test_too_few_groups_leave_the_defaults_and_no_intervals() -> None:

@@ -14,7 +14,7 @@ from pluralign.config import EmbeddingConfig
 from pluralign.errors import InputError
 from pluralign.fewshot.answers import Question
 from pluralign.fewshot.embedding import embed
-from pluralign.fewshot.running import fit_fewshot
+from pluralign.fewshot.running import ask_fewshot, fit_fewshot, predict_fewshot
 from pluralign.models.encoder import Encoder
 
 WORDS = [f"w{number}" for number in range(40)]
@@ -81,5 +81,16 @@ def test_a_vector_that_is_no_number_names_row_and_group(folder: Path, tmp_path: 
     lines.append({**row, "group": "Peru", "options": ["w6", "w7"]})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     keys = {"embeddings": {"model": str(folder)}, "output": str(tmp_path / "p.safetensors")}
-    with pytest.raises(InputError, match=r"asked of group 'Peru' \(.*answers\.jsonl, row 5\) is not all numbers"):
-        fit_fewshot({"data": str(path), **keys, "cache_dir": str(tmp_path / "cache")})
+    cache = {"cache_dir": str(tmp_path / "cache")}
+    named = r"option 'w7' of 'w1', asked of group 'Peru' \(.*{}\.jsonl, row {}\) is not all numbers"
+    with pytest.raises(InputError, match=named.format("answers", 5)):
+        fit_fewshot({"data": str(path), **keys, **cache})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]), encoding="utf-8")
+    made = fit_fewshot({"data": str(path), **keys, **cache})
+    mine, asked = tmp_path / "mine.jsonl", tmp_path / "asked.jsonl"
+    mine.write_text(json.dumps(lines[-1]), encoding="utf-8")
+    asked.write_text(json.dumps({**row, "question": "w4 w5"}), encoding="utf-8")
+    reading = {"predictor": str(made.path), "answers": str(mine), "questions": str(asked), **cache}
+    for run in (predict_fewshot, ask_fewshot):
+        with pytest.raises(InputError, match=named.format("mine", 1)):
+            run({**reading, "output": str(tmp_path / "out.jsonl")})

@@ -11,6 +11,8 @@ from pluralign.preferences import Preferences
 from pluralign.preferences.schema import Place, Text
 from pluralign.storage import sha256_of_json
 
+_NAMED = 5
+"""Groups that a message names, at most."""
 Shares = np.ndarray
 """float64 `[options]`, at least 0, with sum 1."""
 
@@ -59,6 +61,8 @@ class Answers:
         groups: group -> number of a question -> shares. Groups and their answers are in order of first appearance.
         rescaled: distributions whose sum was not 1, but near enough to be scaled.
         unasked: cells of published tables without an answer, since nobody of the group was asked.
+        undecided: rows of preferences that say nothing of which response is better.
+        silent: groups of published tables whose every cell is without an answer.
         name: what to call the table in messages.
         places: (group, number of a question) -> the row of the answer; of a pair that was chosen often, the first one.
     """
@@ -67,6 +71,8 @@ class Answers:
     groups: dict[str, dict[int, Shares]] = field(default_factory=dict)
     rescaled: int = 0
     unasked: int = 0
+    undecided: int = 0
+    silent: tuple[str, ...] = ()
     name: str = "memory"
     places: dict[tuple[str, int], Place] = field(default_factory=dict)
     _numbers: dict[tuple[str, frozenset[str]], int] = field(default_factory=dict, repr=False)
@@ -103,6 +109,18 @@ class Answers:
             self.places[group, number] = place
         return True
 
+    def notes(self) -> list[str]:
+        """What was changed or left out where the answers were read, a sentence each."""
+        silent = f"{len(self.silent)} groups have no answer at all and are left out: {', '.join(self.silent[:_NAMED])}"
+        several = f"{silent}{', ...' if len(self.silent) > _NAMED else ''}"
+        said = {
+            f"distributions whose sum was near 1 and was made 1: {self.rescaled}": self.rescaled,
+            f"cells without an answer, where nobody was asked: {self.unasked}": self.unasked,
+            f"rows that say nothing of which response is better: {self.undecided}": self.undecided,
+            several: len(self.silent),
+        }
+        return [f"{self.name}: {note}" for note, count in said.items() if count]
+
     def first(self, number: int) -> str | None:
         """The first group that answered a question; None where nobody did."""
         return next((group for group, own in self.groups.items() if number in own), None)
@@ -134,6 +152,8 @@ class Answers:
             found.number(self.questions[number])
         for group, own in self.groups.items():
             found.groups[group] = {places[number]: shares for number, shares in own.items()}
+            there = ((number, self.places.get((group, number))) for number in own)
+            found.places |= {(group, places[number]): place for number, place in there if place is not None}
         return found, numbers
 
     def parts(self, most: int, *, least: int = 1) -> Iterator[Answers]:
@@ -185,22 +205,21 @@ def answers_of(preferences: Preferences, *, per: str = "user") -> Answers:
     chose both ways gets the shares of their choices.
 
     Args:
-        preferences: of the library's tables; rows without both responses say nothing here.
+        preferences: of the library's tables; rows without two different responses say nothing here, and are counted.
         per: `user` or `group`, whose answers they are.
     """
+    found = Answers(name=preferences.name, undecided=sum(preferences.ties.values()))
     votes: dict[tuple[str, Question], list[int]] = {}
     places: dict[tuple[str, Question], Place] = {}
     for row in preferences:
-        if row.chosen is None or row.rejected is None:
-            continue
-        chosen, rejected = plain_text(row.chosen), plain_text(row.rejected)
-        if chosen == rejected:
+        chosen, rejected = (None if side is None else plain_text(side) for side in (row.chosen, row.rejected))
+        if chosen is None or rejected is None or chosen == rejected:
+            found.undecided += 1
             continue
         first, second = sorted((chosen, rejected))
         key = row.owner(per), Question(plain_text(row.prompt), (first, second))
         votes.setdefault(key, [0, 0])[chosen == second] += 1
         places.setdefault(key, row.place)
-    found = Answers(name=preferences.name)
     for (owner, question), counts in votes.items():
         found.add(owner, question, np.array(counts, float) / sum(counts), places[owner, question])
     return found

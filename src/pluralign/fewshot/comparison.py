@@ -120,11 +120,13 @@ def summarise(cells: Iterable[Cell]) -> list[Summary]:
     return [_summary(*key, some) for key, some in sorted(grouped.items(), key=lambda item: (item[0][0], item[0][2]))]
 
 
-def write_comparison(path: str | Path, cells: Sequence[Cell], config: FewshotEvaluateConfig) -> None:
-    """Cells and summaries as JSON (docs/methods/gpo.md)."""
-    summaries = [asdict(one) for one in summarise(cells)]
-    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "config": asdict(config), "summaries": summaries}
-    write_json(path, {**content, "cells": [asdict(cell) for cell in cells]})
+def write_comparison(
+    path: str | Path, cells: Sequence[Cell], config: FewshotEvaluateConfig, notes: Sequence[str] = ()
+) -> None:
+    """Cells and summaries as JSON (docs/methods/gpo.md), with what was changed or left out where answers were read."""
+    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "config": asdict(config), "notes": list(notes)}
+    content |= {"summaries": [asdict(one) for one in summarise(cells)], "cells": [asdict(cell) for cell in cells]}
+    write_json(path, content)
 
 
 def tables(summaries: Sequence[Summary]) -> list[Any]:

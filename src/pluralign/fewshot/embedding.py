@@ -10,7 +10,8 @@ import numpy as np
 from pluralign.config import EmbeddingConfig
 from pluralign.errors import InputError
 from pluralign.fewshot.answers import Answers, Question
-from pluralign.fewshot.features import HASHED, Points, hashed, points
+from pluralign.fewshot.features import Points, points
+from pluralign.fewshot.hashing import HASHED, hashed
 from pluralign.preferences.schema import excerpt
 from pluralign.storage import sha256_of_json
 
@@ -68,7 +69,8 @@ def embed(
         group = answers.first(number) if answers else None
         asked = f", asked of group {group!r} ({answers.place(group, number)})" if answers and group is not None else ""
         more = f" (and of {len(bad) - 1} more)" if len(bad) > 1 else ""
-        text = f"the vector of {excerpt(''.join(texts[bad[0]]))}{asked}{more} is not all numbers"
+        option = excerpt([one for question in questions for one in question.options][bad[0]])
+        text = f"the vector of option {option} of {excerpt(questions[number].text)}{asked}{more} is not all numbers"
         raise InputError(text, where=f"{KEY} {config.model!r}", fix="Take another model, or leave the row out.")
     return points(questions, found), sha256_of_json(facts)
 

@@ -165,6 +165,7 @@ class _Best:
         draw = np.random.default_rng(seed + 1)
         self.asked = [_halves(answers.groups[group], draw) for group in groups]
         self.trace: list[tuple[int, float]] = []
+        self.best: tuple[int, float] | None = None
         self.weights: dict[str, Tensor] = {}
 
     def look(self, module: PreferenceModule, step: int) -> None:
@@ -175,17 +176,18 @@ class _Best:
             for context, targets in self.asked
             for number, shares in zip(targets, predict(module, self.points, context, list(targets)), strict=True)
         ]
-        value = float(np.nanmean(found))
-        if not self.trace or value > max(score for _, score in self.trace):
+        defined = [value for value in found if not np.isnan(value)]
+        self.trace.append((step, float(np.mean(defined)) if defined else float("nan")))
+        # Where alignment is not defined for any answer, no moment is better than another, and the last one is taken.
+        if self.best is None or not self.trace[-1][1] <= self.best[1]:
+            self.best = self.trace[-1]
             self.weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-        self.trace.append((step, value))
 
     def of(self, module: PreferenceModule) -> TrainedModule:
-        if not self.trace:
+        if self.best is None:
             return TrainedModule(module, -1, float("nan"), ())
         module.load_state_dict(self.weights)
-        step, value = max(self.trace, key=lambda one: one[1])
-        return TrainedModule(module, step, value, tuple(self.trace))
+        return TrainedModule(module, *self.best, tuple(self.trace))
 
 
 def _halves(own: Mapping[int, Shares], draw: np.random.Generator) -> tuple[dict[int, Shares], dict[int, Shares]]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import re
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,9 +11,6 @@ import numpy as np
 from pluralign.errors import InputError
 from pluralign.fewshot.answers import Question
 from pluralign.preferences.schema import excerpt
-
-HASHED = 512
-"""Dimensions of hashed n-grams."""
 
 
 @dataclass(frozen=True)
@@ -83,43 +77,3 @@ def points(questions: Sequence[Question], vectors: np.ndarray) -> Points:
         text = f"the vector of option {excerpt(option)} of {excerpt(questions[number].text)} is not all numbers"
         raise InputError(text, fix="Leave the question out, or make its vectors anew.")
     return found
-
-
-def hashed(questions: Sequence[Question], dimensions: int = HASHED) -> Points:
-    """Options without any model: hashed words and pairs of words, alone and together with the question's words.
-
-    Two options are alike that say alike things, the more so where their questions are alike.
-
-    Args:
-        questions: any number.
-        dimensions: of a vector, at least 2.
-
-    Returns:
-        Vectors of length 1, before centring.
-    """
-    rows = []
-    for question in questions:
-        asked = sorted(set(_grams(question.text)))
-        for place, option in enumerate(question.options):
-            said = [*_grams(option), *_places(place, len(question.options))]
-            row = np.zeros(dimensions)
-            _add(row, said, 1.0)
-            _add(row, (f"{word} | {part}" for word in asked for part in said), 1 / max(len(asked), 1) ** 0.5)
-            rows.append(row / max(float(np.linalg.norm(row)), 1e-12))
-    return points(questions, np.array(rows).reshape(-1, dimensions))
-
-
-def _grams(text: str) -> list[str]:
-    words = re.findall(r"\w+", text.lower())
-    return [*words, *(f"{first} {second}" for first, second in itertools.pairwise(words))]
-
-
-def _places(place: int, options: int) -> list[str]:
-    """Options of a scale are alike by where they stand."""
-    return [f"<{place} of {options}>", f"<{round(4 * place / (options - 1))} of 4>"]
-
-
-def _add(row: np.ndarray, grams: Iterator[str] | Sequence[str], weight: float) -> None:
-    for gram in grams:
-        number = zlib.crc32(gram.encode())
-        row[number % len(row)] += weight if number >> 31 else -weight

@@ -53,7 +53,8 @@ class Fitted:
     Attributes:
         tastes: of all training groups, at the chosen scales.
         calibration: of their intervals; None where too few groups have answers enough to tell.
-        alignment: mean over training groups predicted from others, at the chosen scales; NaN likewise.
+        alignment: mean over training groups predicted from others, at the chosen scales; NaN likewise, and where it is
+            not defined for any of their questions.
     """
 
     tastes: Tastes
@@ -81,8 +82,9 @@ def fit(answers: Answers, points: Points, *, seed: int = 0) -> Fitted:
     tastes = {kind: taste for kind, (taste, _, _) in made.items()}
     first = tastes[kinds[0]]
     both = Tastes(tastes.get(KNOWN, first), tastes.get(NEW, first))
-    score = np.mean([aligned for _, _, aligned in made.values()])
-    return Fitted(both, calibrated([sample for _, samples, _ in made.values() for sample in samples]), float(score))
+    scores = [aligned for _, _, aligned in made.values() if not np.isnan(aligned)]
+    samples = [sample for _, some, _ in made.values() for sample in some]
+    return Fitted(both, calibrated(samples), float(np.mean(scores)) if scores else float("nan"))
 
 
 def _made(kind: str, answers: Answers, points: Points, rounds: Sequence[Round]) -> tuple[Taste, list[Sample], float]:
@@ -156,8 +158,10 @@ class _Search:
         return found
 
     def alignment(self, kind: str, scales: Scales, sharpness: Sharpness) -> float:
-        """Mean over trials."""
-        return float(np.nanmean(self._aligned(kind, scales, sharpness)))
+        """Mean over trials; NaN where all options of every question stand at one place."""
+        found = self._aligned(kind, scales, sharpness)
+        there = found[~np.isnan(found)]
+        return float(there.mean()) if len(there) else float("nan")
 
     def _aligned(self, kind: str, scales: Scales, sharpness: Sharpness) -> np.ndarray:
         return self.sheet.by_trial(self.sheet.targets.alignment(self._shares(scales, sharpness)), kind)
@@ -166,7 +170,8 @@ class _Search:
         shares = self._shares(scales, {})
         values = -self.sheet.targets.nll(shares)
         if not self._single:
-            values = self.sheet.targets.alignment(shares) + NATS * values
+            # Where all options stand at one place there is no alignment, and likelihood decides.
+            values = np.nan_to_num(self.sheet.targets.alignment(shares)) + NATS * values
         return float(np.nanmean(self.sheet.by_trial(values, kind)))
 
     def _shares(self, scales: Scales, sharpness: Sharpness) -> np.ndarray:

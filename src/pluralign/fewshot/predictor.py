@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pluralign.fewshot.episodes import TrainedModule
 
 
+_UNTOLD = "too few groups have answers enough, or all options of a question stand at one place"
 PART = 20_000
 """Options of different questions that are looked at together, at most, beside those that are to be predicted."""
 
@@ -74,7 +75,7 @@ class Predictor:
         """What it was learned of, and how well training groups were predicted without their own answers."""
         of = f"learned of {self.groups} groups and {len(self.seen)} questions"
         if np.isnan(self.fitted.alignment):
-            return f"{of}; too few groups have answers enough to tell how good it is"
+            return f"{of}; how good it is cannot be told: {_UNTOLD}"
         return f"{of}; alignment with training groups kept apart: {self.fitted.alignment:.3f}"
 
     def predict(
@@ -107,7 +108,7 @@ class Predictor:
     ) -> list[Answer]:
         answers, _ = answers.compact()
         asked = list(dict.fromkeys([*answers.questions, *questions]))
-        points = self._embedded(asked, cache_dir)
+        points = self._embedded(asked, answers, cache_dir)
         numbers = {question: number for number, question in enumerate(asked)}
         targets = [numbers[question] for question in questions]
         known = [question.key in self.seen for question in asked]
@@ -151,13 +152,15 @@ class Predictor:
         left = list(range(len(answers.questions), len(answers.questions) + len(free)))
         wanted = list(range(len(answers.questions) + len(free), len(asked))) or left
         if not left:
-            raise InputError("every question of the pool has been answered", where=answers.name)
-        views = fitted.tastes.view(asked, self._embedded(asked, cache_dir))
+            found = "every question that could be asked has been answered"
+            raise InputError(found, where=answers.name, fix="Give others as questions.")
+        views = fitted.tastes.view(asked, self._embedded(asked, answers, cache_dir))
         gains = worth(views, own, left, wanted)
         return [(asked[left[place]], float(gains[place])) for place in np.argsort(-gains, kind="stable")]
 
-    def _embedded(self, asked: Sequence[Question], cache_dir: str | Path | None) -> Points:
-        points, fingerprint = embed(asked, self.embeddings, cache_dir=cache_dir)
+    def _embedded(self, asked: Sequence[Question], answers: Answers, cache_dir: str | Path | None) -> Points:
+        """Vectors of questions, those that are answered first."""
+        points, fingerprint = embed(asked, self.embeddings, cache_dir=cache_dir, answers=answers)
         if fingerprint != self.fingerprint:
             found = f"{self.embeddings.model!r} is not the model that the predictor was fitted with"
             raise InputError(found, where=KEY, fix="Bring that model back, or fit again.")

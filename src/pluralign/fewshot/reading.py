@@ -14,6 +14,7 @@ import numpy as np
 
 from pluralign.errors import InputError
 from pluralign.fewshot.answers import Answers, Question, Shares
+from pluralign.preferences.columns import check_unicode
 from pluralign.preferences.reading import Table, read_table
 from pluralign.preferences.schema import BadRow, Place, Problem, excerpt
 
@@ -21,6 +22,8 @@ TOLERANCE = 0.02
 """How far the sum of a distribution may be from 1."""
 COLUMNS = ("group", "question", "options", "distribution")
 _OWN_FORM = "A row has the columns group, question, options (a list of texts) and distribution (a share an option)."
+_TWO = "Give all options that there were, or leave the row out."
+_LINE = "Give a number for each option, where it stands on the line; or none where options have no order."
 _PUBLISHED = {"question", "selections", "options"}
 """Columns of GlobalOpinionQA, which has all countries of a question in one row."""
 
@@ -110,21 +113,26 @@ def read_questions(path: Path | str) -> list[Question]:
 
 def _gathered(table: Table, read: Any) -> Answers:
     found, bad = Answers(name=table.name), list(table.problems)
+    unasked: dict[str, None] = {}
     for number, row in table.rows:
         place = Place(table.name, number)
         try:
             for owner, question, distribution in read(row):
                 if distribution is None:
                     found.unasked += 1
+                    unasked[owner] = None
                     continue
                 shares, scaled = _shares(owner, question, distribution)
                 found.rescaled += scaled
                 _check_line(owner, question, found)
                 if not found.add(owner, question, shares, place):
-                    raise BadRow(None, f"group {owner!r} has answered the same question in an earlier row")
+                    before = found.places[owner, found.number(question)].row
+                    again = f"group {owner!r} has answered the same question in row {before}"
+                    raise BadRow(None, again, "Join the two answers.")
         except BadRow as problem:
             bad.append(problem.at(place))
     _refuse(bad)
+    found.silent = tuple(owner for owner in unasked if owner not in found.groups)
     return found
 
 
@@ -148,6 +156,9 @@ def _refuse(bad: Sequence[Problem]) -> None:
 def _own_row(row: Mapping[str, Any], group: str) -> tuple[str, Question, Any]:
     if row.get(group) is None:
         raise BadRow(group, "there is no such cell", _OWN_FORM)
+    # NaN is no name, and differs from itself.
+    if not isinstance(row[group], str | int | float) or row[group] != row[group]:
+        raise BadRow(group, f"the cell holds {excerpt(row[group])}, not a name", "Name the group, or number it.")
     owner = str(row[group])
     if not owner.strip():
         raise BadRow(group, "the cell is empty", "Name the group.")
@@ -191,20 +202,23 @@ def _answered(distribution: Any) -> bool:
 
 
 def _question(owner: str | None, text: str, options: Sequence[Any], ordinals: tuple[float, ...] | None) -> Question:
+    _check_text(owner, text, "question")
     if not text.strip():
-        raise BadRow("question", f"{_whose(owner)}the cell is empty")
+        raise BadRow("question", f"{_whose(owner)}the cell is empty", "Say what was asked.")
     named = tuple("" if option is None else str(option) for option in options)
+    for option in named:
+        _check_text(owner, option, "options")
     if not all(option.strip() for option in named):
         raise BadRow("options", f"{_whose(owner)}an option is empty", "Every option is a text.")
     if len(named) < 2:
-        raise BadRow("options", f"{_whose(owner)}{len(named)} option, where an answer is a choice between some")
+        raise BadRow("options", f"{_whose(owner)}{len(named)} option, where an answer is a choice between some", _TWO)
     if len(set(named)) < len(named):
         twice = next(option for option in named if named.count(option) > 1)
         raise BadRow(
             "options", f"{_whose(owner)}option {twice!r} stands there twice", "Join the two, and their shares."
         )
     if ordinals is not None and len(ordinals) != len(named):
-        raise BadRow("ordinals", f"{_whose(owner)}{len(ordinals)} ordinals for {len(named)} options")
+        raise BadRow("ordinals", f"{_whose(owner)}{len(ordinals)} ordinals for {len(named)} options", _LINE)
     return Question(text, named, ordinals)
 
 
@@ -214,7 +228,7 @@ def _shares(owner: str, question: Question, distribution: Any) -> tuple[Shares, 
         values = np.array([float(value) for value in distribution])
     except (TypeError, ValueError):
         found = f"group {owner!r}: the cell holds {excerpt(distribution)}, not a list of numbers"
-        raise BadRow("distribution", found) from None
+        raise BadRow("distribution", found, "It is a share of each option, in their order.") from None
     if len(values) != len(question.options):
         found = f"group {owner!r}: {len(values)} shares for {len(question.options)} options"
         raise BadRow("distribution", found, "An option that nobody took has the share 0.")
@@ -232,6 +246,13 @@ def _shares(owner: str, question: Question, distribution: Any) -> tuple[Shares, 
 _ROUNDING = 1e-9
 
 
+def _check_text(owner: str | None, text: str, column: str) -> None:
+    try:
+        check_unicode(text, column)
+    except BadRow as problem:
+        raise BadRow(column, f"{_whose(owner)}{problem.found}", problem.fix) from None
+
+
 def _whose(owner: str | None) -> str:
     return f"group {owner!r}: " if owner is not None else ""
 
@@ -241,7 +262,7 @@ def _list(cell: Any, column: str, owner: str | None) -> list[Any]:
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if not isinstance(value, (list, tuple)):
-        raise BadRow(column, f"{_whose(owner)}the cell holds {excerpt(cell)}, not a list")
+        raise BadRow(column, f"{_whose(owner)}the cell holds {excerpt(cell)}, not a list", _OWN_FORM)
     return list(value)
 
 
@@ -249,9 +270,9 @@ def _numbers(values: Sequence[Any], column: str, owner: str | None) -> tuple[flo
     try:
         found = tuple(float(value) for value in values)
     except (TypeError, ValueError):
-        raise BadRow(column, f"{_whose(owner)}the cell holds {excerpt(values)}, not a list of numbers") from None
+        raise BadRow(column, f"{_whose(owner)}the cell holds {excerpt(values)}, not a list of numbers", _LINE) from None
     if not all(map(math.isfinite, found)):
-        raise BadRow(column, f"{_whose(owner)}a number is {next(n for n in found if not math.isfinite(n))}")
+        raise BadRow(column, f"{_whose(owner)}a number is {next(n for n in found if not math.isfinite(n))}", _LINE)
     return found
 
 
@@ -262,7 +283,8 @@ def _literal(text: str, column: str, owner: str | None) -> Any:
             return read(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-    raise BadRow(column, f"{_whose(owner)}the cell holds {excerpt(text)}, neither JSON nor a list as Python prints it")
+    found = f"{_whose(owner)}the cell holds {excerpt(text)}, neither JSON nor a list as Python prints it"
+    raise BadRow(column, found, 'Write it as ["Yes", "No"], or as [0.4, 0.6].')
 
 
 def _opinion_qa(folder: Path) -> Answers:

@@ -23,6 +23,10 @@ from pluralign.fewshot.tables import load_answers, load_questions, write_answers
 from pluralign.resolve import resolve
 from pluralign.storage import check_place
 
+_NO_FIGURE = (
+    "The baselines of other groups say nothing of new questions; options that all stand at one place tell nothing."
+)
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -31,14 +35,10 @@ class FitResult:
     Attributes:
         predictor: ready to predict.
         path: its file.
-        rescaled: distributions of the tables whose sum was near 1, and was made 1.
-        unasked: cells of published tables without an answer, since nobody of the group was asked.
     """
 
     predictor: Predictor
     path: Path
-    rescaled: int
-    unasked: int
 
 
 def fit_fewshot(config: FewshotFitConfig | dict[str, Any] | str | Path) -> FitResult:
@@ -53,10 +53,10 @@ def fit_fewshot(config: FewshotFitConfig | dict[str, Any] | str | Path) -> FitRe
     config = resolve(FewshotFitConfig, config)
     _check(config)
     path = _free(config.output, config.overwrite)
-    answers = load_answers(config.data, group=config.group, groups=config.groups)
+    answers = load_answers(config.data, group=config.group, groups=config.groups, several=True)
     predictor = fit_predictor(answers, config)
     save_predictor(predictor, path)
-    return FitResult(predictor, path, answers.rescaled, answers.unasked)
+    return FitResult(predictor, path)
 
 
 def predict_fewshot(config: FewshotPredictConfig | dict[str, Any] | str | Path) -> list[Answer]:
@@ -69,7 +69,7 @@ def predict_fewshot(config: FewshotPredictConfig | dict[str, Any] | str | Path) 
         InputError: a predictor or tables that cannot be used.
     """
     config = resolve(FewshotPredictConfig, config)
-    check_place(config.output)
+    _check_output(config.output, config.answers, config.questions, config.predictor)
     predictor = load_predictor(config.predictor)
     answers = load_answers(config.answers, group=config.group, key="answers")
     found = predictor.predict(answers, load_questions(config.questions), level=config.level, cache_dir=config.cache_dir)
@@ -88,7 +88,7 @@ def ask_fewshot(config: FewshotAskConfig | dict[str, Any] | str | Path) -> list[
     """
     config = resolve(FewshotAskConfig, config)
     if config.output:
-        check_place(config.output)
+        _check_output(config.output, config.answers, config.questions, config.targets, config.predictor)
     predictor = load_predictor(config.predictor)
     answers = load_answers(config.answers, group=config.group, key="answers") if config.answers else Answers()
     targets = load_questions(config.targets, key="targets") if config.targets else []
@@ -114,10 +114,17 @@ def evaluate_fewshot(config: FewshotEvaluateConfig | dict[str, Any] | str | Path
     config = resolve(FewshotEvaluateConfig, config)
     _check(config)
     path = _free(config.output, config.overwrite)
-    cells = list(compare(load_answers(config.data, group=config.group, groups=config.groups), config))
-    write_comparison(path, cells, config)
+    if path.suffix == ".svg":
+        raise InputError(f"output is {config.output}", fix="Name a .json file: the plot stands beside it, as .svg.")
+    plot = _free(path.with_suffix(".svg"), config.overwrite)
+    answers = load_answers(config.data, group=config.group, groups=config.groups, several=True)
+    cells = list(compare(answers, config))
+    if not cells:
+        found = f"there is no figure: none of {', '.join(config.methods)} says anything that can be measured"
+        raise InputError(found, where=answers.name, fix=_NO_FIGURE)
+    write_comparison(path, cells, config, answers.notes())
     summaries = summarise(cells)
-    plot_comparison(summaries, path.with_suffix(".svg"))
+    plot_comparison(summaries, plot)
     return summaries
 
 
@@ -137,7 +144,15 @@ def _check(config: FewshotConfig) -> None:
         raise InputError(f"module.learning_rate is {config.module.learning_rate:g}", fix="It is above 0.")
 
 
-def _free(output: str, overwrite: bool) -> Path:
+def _check_output(output: str, *inputs: str | list[str]) -> None:
+    """Raise where a file cannot be written, or is one of those that are read."""
+    check_place(output)
+    for path in (path for some in inputs for path in ([some] if isinstance(some, str) else some)):
+        if Path(path).exists() and Path(output).exists() and Path(path).samefile(output):
+            raise InputError("the file is read, and would be replaced", where=output, fix="Name another output.")
+
+
+def _free(output: str | Path, overwrite: bool) -> Path:
     path = Path(output)
     check_place(path)
     if path.exists() and not overwrite:

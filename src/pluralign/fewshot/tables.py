@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,25 +26,39 @@ SCHEMA_VERSION = 1
 
 
 def load_answers(
-    paths: str | Sequence[str], *, group: str | None = None, groups: Sequence[str] = (), key: str = "data"
+    paths: str | Sequence[str],
+    *,
+    group: str | None = None,
+    groups: Sequence[str] = (),
+    key: str = "data",
+    several: bool = False,
 ) -> Answers:
     """What groups answered, of tables of survey answers or of preferences, as their columns say.
+
+    What was changed or left out is said in warnings.
 
     Args:
         paths: of files, or of a folder of OpinionQA; `world` is the embedded table of preferences.
         group: column of who answered; by default `group` of survey answers and `user` of preferences.
         groups: which of them to take, by name or by a name of `NAMED`; all where there is none.
         key: of the configuration that names the tables.
+        several: whether they are of several people or groups: preferences then say whose they are.
 
     Raises:
         InputError: no table; one that cannot be read, or two that have one group's answer to one question; a group that
-            is not there.
+            is not there; preferences that do not say whose they are, where they have to or `group` names the column.
     """
     found = Answers(name=", ".join(_named(paths, key)))
     for path in _named(paths, key):
-        own = _preferences(path, group) if _holds_pairs(path) else read_answers(path, group=group or "group")
+        own = (
+            _preferences(path, group, several or group is not None)
+            if _holds_pairs(path)
+            else read_answers(path, group=group or "group")
+        )
         found.rescaled += own.rescaled
         found.unasked += own.unasked
+        found.undecided += own.undecided
+        found.silent += own.silent
         for owner, number, shares in own:
             before = found.find(own.questions[number])
             if before is not None and found.questions[before].line != own.questions[number].line:
@@ -53,7 +68,9 @@ def load_answers(
                 again = f"group {owner!r} has answered {own.questions[number].text!r} in another table, too"
                 raise InputError(again, where=own.place(owner, number), fix="Join the two answers.")
     if not found.groups:
-        raise InputError("there are no answers", where=found.name)
+        raise InputError("there are no answers", where=found.name, fix="Give at least one.")
+    for note in found.notes():
+        warnings.warn(note, stacklevel=2)
     return _taken(found, groups) if groups else found
 
 
@@ -66,7 +83,8 @@ def _taken(answers: Answers, groups: Sequence[str]) -> Answers:
                 f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(map(repr, list(answers.groups)[:5]))}."
             )
             raise InputError(f"groups has {one!r}, whose answers are not there", where=answers.name, fix=hint)
-    return replace(answers.of(dict.fromkeys(wanted)), rescaled=answers.rescaled, unasked=answers.unasked)
+    noted = {name: getattr(answers, name) for name in ("rescaled", "unasked", "undecided", "silent")}
+    return replace(answers.of(dict.fromkeys(wanted)), **noted)
 
 
 def load_questions(paths: str | Sequence[str], *, key: str = "questions") -> list[Question]:
@@ -81,15 +99,15 @@ def load_questions(paths: str | Sequence[str], *, key: str = "questions") -> lis
     """
     found: dict[tuple[str, frozenset[str]], Question] = {}
     for path in _named(paths, key):
-        for question in _preferences(path, None).questions if _holds_pairs(path) else read_questions(path):
+        for question in _preferences(path, None, False).questions if _holds_pairs(path) else read_questions(path):
             found.setdefault(question.asked, question)
     if not found:
-        raise InputError("there are no questions", where=", ".join(_named(paths, key)))
+        raise InputError("there are no questions", where=", ".join(_named(paths, key)), fix="Give at least one.")
     return list(found.values())
 
 
 def write_answers(answers: Iterable[Answer], path: str | Path) -> None:
-    """Predictions as JSONL, a row a group and question (docs/methods/gpo.md)."""
+    """Predictions as JSONL, a row a group and question (docs/fewshot.md)."""
     write_text(path, "".join(json.dumps(_row(answer), ensure_ascii=False) + "\n" for answer in answers))
 
 
@@ -116,7 +134,7 @@ def _question(question: Question) -> dict[str, object]:
 def _named(paths: str | Sequence[str], key: str) -> list[str]:
     found = [paths] if isinstance(paths, str) else list(paths)
     if not found or not all(found):
-        raise InputError(f"{key} names no table", fix="Give a file of survey answers, or of preferences.")
+        raise InputError(f"{key} names no table", fix="Give a file of survey answers, of questions, or of preferences.")
     return found
 
 
@@ -124,7 +142,7 @@ def _holds_pairs(path: str) -> bool:
     return not Path(path).is_dir() and (not Path(path).exists() or read_table(path).columns >= _SIDES)
 
 
-def _preferences(path: str, group: str | None) -> Answers:
+def _preferences(path: str, group: str | None, owned: bool) -> Answers:
     owner = group or "user"
     if owner not in _OWNERS:
         raise InputError(f"group is {owner!r}", fix="Of preferences it is user or group.")
@@ -135,4 +153,8 @@ def _preferences(path: str, group: str | None) -> Answers:
         more = f" (and {len(preferences.problems) - 1} more rows)" if len(preferences.problems) > 1 else ""
         column = f", column {first.column!r}" if first.column else ""
         raise InputError(f"{whose}{first.found}{more}", where=f"{first.place}{column}", fix=first.fix)
+    nobodys = next((row for row in preferences if getattr(row, owner) is None), None)
+    if owned and nobodys is not None:
+        found = f"there is no column {owner!r}, which says whose preferences they are"
+        raise InputError(found, where=str(nobodys.place), fix="Add it, or name the other of user and group (--group).")
     return answers_of(preferences, per=owner)

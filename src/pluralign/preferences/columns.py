@@ -276,7 +276,7 @@ def _text(row: Row, column: str) -> Text | None:
         if not cell or cell.isspace():
             raise BadRow(column, "the cell is empty", _EMPTY)
         if not cell.isascii():
-            _check_unicode(cell, column)
+            check_unicode(cell, column)
         return cell
     if cell is None:
         return None
@@ -301,7 +301,7 @@ def _message(message: Any, column: str, turn: int) -> Message:
     content = message.get("content")
     if isinstance(content, str):
         if not content.isascii():
-            _check_unicode(content, column)
+            check_unicode(content, column)
     elif content is None:
         if not message.get("tool_calls"):
             raise BadRow(column, f"message {turn} has no content", _MESSAGES)
@@ -311,7 +311,8 @@ def _message(message: Any, column: str, turn: int) -> Message:
     return {key: value for key, value in message.items() if value is not None or key == "content"}
 
 
-def _check_unicode(text: str, column: str, *, user: str | None = None) -> None:
+def check_unicode(text: str, column: str, *, user: str | None = None) -> None:
+    """Raise `BadRow` where a text has half a surrogate pair in it."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -343,7 +344,7 @@ def _identity(row: Row, column: str) -> str:
     cell = row.get(column)
     if isinstance(cell, str) and cell:
         if not cell.isascii():
-            _check_unicode(cell, column, user=cell.encode("utf-8", "backslashreplace").decode())
+            check_unicode(cell, column, user=cell.encode("utf-8", "backslashreplace").decode())
         return cell
     if isinstance(cell, int) and not isinstance(cell, bool):
         return str(cell)
