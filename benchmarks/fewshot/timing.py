@@ -26,6 +26,7 @@ DIMENSIONS, REPEATS = 384, 30
 PEOPLE, PAIRS = 20, 500
 QUESTIONS, KNOWN = 300, 280
 """Of 20 groups from which is learned how others are predicted, and how many of them they answered."""
+WORDS = (20, 300)
 FITTED, PREDICTED = (125, 250, 500, 1000, 2000), (1_000, 10_000, 100_000)
 GROWING = ("fit", "fit, questions of their own", "predict")
 """Parts whose figures are by the number of groups."""
@@ -36,6 +37,7 @@ def speed(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(1)
     makers: dict[str, Callable[[], dict[str, float]]] = {
         "module": _module,
+        "hashed words": lambda: {f"an option, {words} words in prompt and response": _hashed(words) for words in WORDS},
         "world": _fit_world,
         "predict": lambda: {str(groups): _predict(groups) for groups in PREDICTED},
         "fit": lambda: {str(groups): _fit(*_population(groups, 20)) for groups in FITTED},
@@ -51,7 +53,7 @@ def speed(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def speed_table(found: Mapping[str, Any]) -> str:
     """One line a figure, and the powers of the number of groups that time grows with."""
     lines = ["| what | seconds of one core |", "| --- | --- |"]
-    there = [kind for kind in ("module", "world", *GROWING) if kind in found]
+    there = [kind for kind in ("module", "hashed words", "world", *GROWING) if kind in found]
     for kind in there:
         lines += [f"| {kind}: {name} | {value:.4g} |" for name, value in found[kind].items()]
     for kind in (kind for kind in there if kind in GROWING):
@@ -103,6 +105,13 @@ def _module() -> dict[str, float]:
             "20 answers read and 1,000 options predicted": _seconds(lambda: module(x, y, targets)),
             "1,000 options more": _seconds(lambda: module.predict(context, targets)),
         }
+
+
+def _hashed(words: int) -> float:
+    draw = np.random.default_rng(0)
+    texts = [" ".join(f"word{number}" for number in draw.integers(0, 10_000, words)) for _ in range(3)]
+    question = Question(texts[0], (texts[1], texts[2]))
+    return _seconds(lambda: hashed([question])) / 2
 
 
 def _fit(answers: Answers, found: Points) -> float:
