@@ -67,7 +67,7 @@ class PreferenceModule(nn.Module):
         width = config.d_model
         layers: list[nn.Module] = [nn.Linear(config.dim_x + 1, width)]
         for _ in range(config.emb_depth - 1):
-            layers += [nn.ReLU(), nn.Linear(width, width)]
+            layers += [nn.ReLU(inplace=True), nn.Linear(width, width)]
         self.embedder = nn.Sequential(*layers)
         layer = nn.TransformerEncoderLayer(
             width, config.nhead, config.dim_feedforward, config.dropout, batch_first=True
@@ -139,9 +139,10 @@ def _read(
     queries = queries.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
     dropout = attention.dropout if layer.training else 0.0
     read = scaled_dot_product_attention(queries, *seen, attn_mask=real, dropout_p=dropout)
-    points = layer.norm1(points + layer.dropout1(attention.out_proj(read.transpose(1, 2).flatten(2))))
-    inner = layer.dropout(layer.activation(layer.linear1(points)))
-    return layer.norm2(points + layer.dropout2(layer.linear2(inner)))
+    # Sums are made in place: nothing else reads what they are added to.
+    points = layer.norm1(layer.dropout1(attention.out_proj(read.transpose(1, 2).flatten(2))).add_(points))
+    inner = layer.dropout(layer.linear1(points).relu_())
+    return layer.norm2(layer.dropout2(layer.linear2(inner)).add_(points))
 
 
 def softmax_by_question(raw: Tensor, questions: Tensor) -> Tensor:
