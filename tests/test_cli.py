@@ -121,6 +121,7 @@ def test_outputs_that_cannot_be_written_are_errors_in_words(capsys, tmp_path, mo
         (["report", "absent"], "absent: there is no config.yaml"),
         (["report", "one", "[two, 2]", "one", "--output", "x.html"], "one: the run is given twice"),
         (["report"], "no run is given"),
+        (["fewshot", "fit", "one.jsonl", "--data", "two.jsonl"], "--data is given twice"),
     ],
 )
 def test_usage_and_input_errors_exit_2_and_name_the_place(arguments, named, capsys, tmp_path, monkeypatch):

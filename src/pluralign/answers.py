@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,7 @@ from pluralign.errors import InputError
 from pluralign.preferences import Preference, Text, named_people, read_prompts, shown
 from pluralign.preferences.conditioning import Conditioner, overflow_of
 from pluralign.resolve import resolve
-from pluralign.storage import check_place, write_text
+from pluralign.storage import check_place, write_jsonl
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,7 +84,7 @@ def answer_prompts(config: GenerateConfig) -> list[Answers]:
         for number, (row, text) in enumerate(zip(prompts, said, strict=True))
     ]
     if config.output:
-        write_text(config.output, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in answered))
+        write_jsonl(config.output, map(asdict, answered))
     return answered
 
 

@@ -32,7 +32,7 @@ from pluralign.config import (
     TrainConfig,
     WorldConfig,
 )
-from pluralign.errors import PluralignError
+from pluralign.errors import InputError, PluralignError
 from pluralign.online_config import OnlineConfig, RelabelConfig
 from pluralign.report_config import ReportConfig
 from pluralign.reward_config import RewardTrainConfig
@@ -117,8 +117,8 @@ def _run(name: str, arguments: list[str]) -> int:
     from pluralign.resolve import parse
 
     command = COMMANDS[name]
-    arguments = named_arguments(name, arguments)
     try:
+        arguments = named_arguments(name, arguments)
         config = parse(command.config, arguments, prog=f"pluralign {name}")
     except PluralignError as error:
         return _fail(f"{error}\n`pluralign {name} --help` lists the keys", error.exit_code)
@@ -148,6 +148,8 @@ def named_arguments(name: str, arguments: list[str]) -> list[str]:
     leading = list(takewhile(lambda one: not one.startswith("-"), arguments))
     if not command.first or not leading:
         return arguments
+    if any(one.partition("=")[0] == command.first for one in arguments):
+        raise InputError(f"{command.first} is given twice, by its name and without", fix="Give all of it once.")
     if command.several:
         # As JSON, so that a path with a comma or a bracket in it stays one path.
         return [command.first, json.dumps(leading), *arguments[len(leading) :]]

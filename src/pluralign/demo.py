@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pluralign.config import DemoConfig, TrainConfig
 from pluralign.errors import InputError
 from pluralign.resolve import resolve
-from pluralign.storage import write_text
+from pluralign.storage import write_jsonl
 
 if TYPE_CHECKING:
     from pluralign.evaluation import Evaluation
@@ -42,7 +41,7 @@ def run_demo(config: DemoConfig) -> tuple[TrainResult, Evaluation]:
         raise InputError("the folder holds no demo that could be replaced", where=str(folder), fix="Name another.")
     world = World(0)
     rows = world.preferences(world.users(config.users), pairs_per_user=PAIRS)
-    write_text(table, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_jsonl(table, rows)
     settings = resolve(TrainConfig, demo_settings(config, table))
     result = train(settings)
     return result, read_evaluation(result.output_dir / "evaluation.json")

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,15 @@ def check_place(path: Path | str) -> None:
 
 def write_text(path: Path | str, text: str) -> None:
     """`write_bytes` of UTF-8 text."""
-    write_bytes(path, _utf8(text))
+    write_bytes(path, text.encode("utf-8"))
 
 
-def _utf8(text: str) -> bytes:
+def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON object a line."""
+    write_bytes(path, _json_utf8("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)))
+
+
+def _json_utf8(text: str) -> bytes:
     # An id may hold half a surrogate pair, which UTF-8 has no bytes for; JSON's own escape has.
     return text.encode("utf-8", "backslashreplace")
 
@@ -78,7 +83,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 def json_bytes(value: Any) -> bytes:
     """What `write_json` writes."""
-    return _utf8(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    return _json_utf8(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path | str) -> Any:

@@ -85,6 +85,7 @@ def test_the_command_writes_figures_and_a_plot(tmp_path: Path, capsys: pytest.Ca
         }
         for group, number, shares in answers
     ]
+    rows[0]["distribution"] = [round(share * 1.01, 6) for share in rows[0]["distribution"]]
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "fewshot.json"
     keys = {"methods": "[uniform, mean, ridge, gpo]", "sizes": "[5, 10]", "splits": "2", "module.steps": "2"}
@@ -92,7 +93,8 @@ def test_the_command_writes_figures_and_a_plot(tmp_path: Path, capsys: pytest.Ca
     assert main(["fewshot", "evaluate", str(table), *arguments, "--output", str(out)]) == 0
     assert "known questions" in capsys.readouterr().out
     written = json.loads(out.read_text())
-    assert written["notes"] == [] and written["schema_version"] == 1 and written["config"]["sizes"] == [5, 10]
+    assert written["notes"] == [f"{table}: distributions whose sum was near 1 and was made 1: 1"]
+    assert written["schema_version"] == 1 and written["config"]["sizes"] == [5, 10]
     methods = {(one["protocol"], one["method"]) for one in written["summaries"]}
     assert methods == {(protocol, name) for protocol in PROTOCOLS for name in ("uniform", "ridge", "gpo")} | {
         (KNOWN_QUESTIONS, "mean")

@@ -52,7 +52,7 @@ def plainly(question: Question, dimensions: int) -> np.ndarray:
     return found
 
 
-TEXTS = st.text(st.sampled_from("ab cÜ漢 .'_9\ud800"), max_size=30)
+TEXTS = st.text(st.sampled_from("ab cÜ漢 .'_9\ud800"), max_size=30) | st.text(st.sampled_from("aÜ"), min_size=50)
 
 
 @settings(max_examples=60, deadline=None)

@@ -99,6 +99,24 @@ def test_context_is_a_set_and_targets_are_independent(seed: int, answered: int, 
     torch.testing.assert_close(module(*longer, targets, padding)[0], means, rtol=1e-9, atol=1e-9)
 
 
+def test_dropout_is_of_training_only_and_of_every_part() -> None:
+    torch.manual_seed(0)
+    module = PreferenceModule(ModuleConfig(dim_x=3, d_model=8, dim_feedforward=8, nhead=2, num_layers=1, dropout=0.4))
+    x, y, targets = torch.randn(1, 5, 3), torch.rand(1, 5), torch.randn(1, 4, 3)
+    calm, _ = module.eval()(x, y, targets)
+    assert torch.equal(calm, module(x, y, targets)[0])
+    layer, attention = module.encoder.layers[0], module.encoder.layers[0].self_attn
+    parts = [(layer.dropout, "p"), (layer.dropout1, "p"), (layer.dropout2, "p"), (attention, "dropout")]
+    module.train()
+    for part, name in parts:
+        for other, key in parts:
+            setattr(other, key, 0.4 if other is part else 0.0)
+        assert not torch.equal(module(x, y, targets)[0], calm), name
+        assert torch.isfinite(torch.autograd.grad(module(x, y, targets)[0].sum(), module.parameters())[0]).all()
+    setattr(*parts[-1], 0.0)
+    torch.testing.assert_close(module(x, y, targets)[0], calm)
+
+
 def test_the_softmax_is_of_a_questions_options() -> None:
     raw = torch.tensor([[1000.0, 1000.0, -5.0, 7.0], [0.0, 0.0, 0.0, 9.0]])
     questions = torch.tensor([[0, 0, 1, 1], [0, 0, 0, -1]])

@@ -68,7 +68,7 @@ def test_the_published_table_of_countries(tmp_path: Path) -> None:
         assert load_answers(str(path)).silent == found.silent == ("Oman", "Fiji")
     assert [str(one.message).removeprefix(f"{path}: ") for one in said] == [
         "cells without an answer, where nobody was asked: 2",
-        "2 groups have no answer at all and are left out: Oman, Fiji",
+        "groups without any answer, which are left out: 2 (Oman, Fiji)",
     ]
 
 

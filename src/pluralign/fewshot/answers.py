@@ -111,13 +111,12 @@ class Answers:
 
     def notes(self) -> list[str]:
         """What was changed or left out where the answers were read, a sentence each."""
-        silent = f"{len(self.silent)} groups have no answer at all and are left out: {', '.join(self.silent[:_NAMED])}"
-        several = f"{silent}{', ...' if len(self.silent) > _NAMED else ''}"
+        named = f"{', '.join(self.silent[:_NAMED])}{', ...' if len(self.silent) > _NAMED else ''}"
         said = {
             f"distributions whose sum was near 1 and was made 1: {self.rescaled}": self.rescaled,
             f"cells without an answer, where nobody was asked: {self.unasked}": self.unasked,
             f"rows that say nothing of which response is better: {self.undecided}": self.undecided,
-            several: len(self.silent),
+            f"groups without any answer, which are left out: {len(self.silent)} ({named})": len(self.silent),
         }
         return [f"{self.name}: {note}" for note, count in said.items() if count]
 

@@ -179,7 +179,7 @@ class _Best:
         defined = [value for value in found if not np.isnan(value)]
         self.trace.append((step, float(np.mean(defined)) if defined else float("nan")))
         # Where alignment is not defined for any answer, no moment is better than another, and the last one is taken.
-        if self.best is None or not self.trace[-1][1] <= self.best[1]:
+        if self.best is None or np.isnan(self.best[1]) or self.trace[-1][1] > self.best[1]:
             self.best = self.trace[-1]
             self.weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
 

@@ -89,11 +89,17 @@ def _sums(heads: Sequence[bytes], weights: np.ndarray, tails: Sequence[Sequence[
 
 def _taken_over(checksums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Uint32 `[sizes, checksums]`, checksums taken over so many bytes; sizes in increasing order."""
-    found, length = np.empty((len(sizes), len(checksums)), np.uint32), 0
-    for row, size in enumerate(sizes):
-        for _ in range(size - length):
-            checksums = _STEPS[checksums & 0xFF] ^ (checksums >> 8)
-        found[row], length = checksums, size
+    found = np.empty((len(sizes), len(checksums)), np.uint32)
+    for row, more in enumerate(np.diff(sizes, prepend=0)):
+        if more > len(checksums):
+            # Few texts, many bytes: the checksum of so many zeros behind each.
+            zeros = bytes(more)
+            after = (zlib.crc32(zeros, one) for one in checksums.tolist())
+            checksums = np.fromiter(after, np.uint32, len(checksums)) ^ np.uint32(zlib.crc32(zeros))
+        else:
+            for _ in range(more):
+                checksums = _STEPS[checksums & 0xFF] ^ (checksums >> 8)
+        found[row] = checksums
     return found
 
 

@@ -53,6 +53,7 @@ def fit_fewshot(config: FewshotFitConfig | dict[str, Any] | str | Path) -> FitRe
     config = resolve(FewshotFitConfig, config)
     _check(config)
     path = _free(config.output, config.overwrite)
+    _check_output(path, config.data)
     answers = load_answers(config.data, group=config.group, groups=config.groups, several=True)
     predictor = fit_predictor(answers, config)
     save_predictor(predictor, path)
@@ -117,6 +118,8 @@ def evaluate_fewshot(config: FewshotEvaluateConfig | dict[str, Any] | str | Path
     if path.suffix == ".svg":
         raise InputError(f"output is {config.output}", fix="Name a .json file: the plot stands beside it, as .svg.")
     plot = _free(path.with_suffix(".svg"), config.overwrite)
+    for one in (path, plot):
+        _check_output(one, config.data)
     answers = load_answers(config.data, group=config.group, groups=config.groups, several=True)
     cells = list(compare(answers, config))
     if not cells:
@@ -144,12 +147,12 @@ def _check(config: FewshotConfig) -> None:
         raise InputError(f"module.learning_rate is {config.module.learning_rate:g}", fix="It is above 0.")
 
 
-def _check_output(output: str, *inputs: str | list[str]) -> None:
+def _check_output(output: str | Path, *inputs: str | list[str]) -> None:
     """Raise where a file cannot be written, or is one of those that are read."""
     check_place(output)
     for path in (path for some in inputs for path in ([some] if isinstance(some, str) else some)):
         if Path(path).exists() and Path(output).exists() and Path(path).samefile(output):
-            raise InputError("the file is read, and would be replaced", where=output, fix="Name another output.")
+            raise InputError("the file is read, and would be replaced", where=str(output), fix="Name another output.")
 
 
 def _free(output: str | Path, overwrite: bool) -> Path:

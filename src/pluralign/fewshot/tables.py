@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from pluralign.fewshot.predictor import Answer
 from pluralign.fewshot.reading import COUNTRIES, US_GROUPS, read_answers, read_questions
 from pluralign.preferences import load_preferences
 from pluralign.preferences.reading import read_table
-from pluralign.storage import write_text
+from pluralign.storage import write_jsonl
 
 _SIDES = {"chosen", "rejected"}
 _OWNERS = ("user", "group")
@@ -48,7 +47,7 @@ def load_answers(
         InputError: no table; one that cannot be read, or two that have one group's answer to one question; a group that
             is not there; preferences that do not say whose they are, where they have to or `group` names the column.
     """
-    found = Answers(name=", ".join(_named(paths, key)))
+    found, silent = Answers(name=", ".join(_named(paths, key))), list[str]()
     for path in _named(paths, key):
         own = (
             _preferences(path, group, several or group is not None)
@@ -58,7 +57,7 @@ def load_answers(
         found.rescaled += own.rescaled
         found.unasked += own.unasked
         found.undecided += own.undecided
-        found.silent += own.silent
+        silent += own.silent
         for owner, number, shares in own:
             before = found.find(own.questions[number])
             if before is not None and found.questions[before].line != own.questions[number].line:
@@ -67,11 +66,17 @@ def load_answers(
             if not found.add(owner, own.questions[number], shares, own.places.get((owner, number))):
                 again = f"group {owner!r} has answered {own.questions[number].text!r} in another table, too"
                 raise InputError(again, where=own.place(owner, number), fix="Join the two answers.")
+    # Who has no answer in one table may have some in another.
+    found.silent = tuple(dict.fromkeys(owner for owner in silent if owner not in found.groups))
+    _say(found)
     if not found.groups:
         raise InputError("there are no answers", where=found.name, fix="Give at least one.")
-    for note in found.notes():
-        warnings.warn(note, stacklevel=2)
     return _taken(found, groups) if groups else found
+
+
+def _say(answers: Answers) -> None:
+    for note in answers.notes():
+        warnings.warn(note, stacklevel=3)
 
 
 def _taken(answers: Answers, groups: Sequence[str]) -> Answers:
@@ -88,7 +93,7 @@ def _taken(answers: Answers, groups: Sequence[str]) -> Answers:
 
 
 def load_questions(paths: str | Sequence[str], *, key: str = "questions") -> list[Question]:
-    """Distinct questions of tables with `question, options`, or pairs of preferences.
+    """Distinct questions of tables with `question, options`, or pairs of preferences; rows without any are counted.
 
     Args:
         paths: of files.
@@ -99,22 +104,27 @@ def load_questions(paths: str | Sequence[str], *, key: str = "questions") -> lis
     """
     found: dict[tuple[str, frozenset[str]], Question] = {}
     for path in _named(paths, key):
-        for question in _preferences(path, None, False).questions if _holds_pairs(path) else read_questions(path):
+        for question in _pairs_of(path) if _holds_pairs(path) else read_questions(path):
             found.setdefault(question.asked, question)
     if not found:
         raise InputError("there are no questions", where=", ".join(_named(paths, key)), fix="Give at least one.")
     return list(found.values())
 
 
+def _pairs_of(path: str) -> list[Question]:
+    found = _preferences(path, None, False)
+    _say(found)
+    return found.questions
+
+
 def write_answers(answers: Iterable[Answer], path: str | Path) -> None:
     """Predictions as JSONL, a row a group and question (docs/fewshot.md)."""
-    write_text(path, "".join(json.dumps(_row(answer), ensure_ascii=False) + "\n" for answer in answers))
+    write_jsonl(path, map(_row, answers))
 
 
 def write_questions(questions: Iterable[tuple[Question, float]], path: str | Path) -> None:
     """Questions with what they are worth as JSONL, in their order."""
-    rows = ({**_question(one), "worth": round(worth, 6)} for one, worth in questions)
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_jsonl(path, ({**_question(one), "worth": round(worth, 6)} for one, worth in questions))
 
 
 def _row(answer: Answer) -> dict[str, object]:
@@ -149,7 +159,7 @@ def _preferences(path: str, group: str | None, owned: bool) -> Answers:
     preferences = load_preferences(DataConfig(path=path))
     if preferences.problems:
         first = preferences.problems[0]
-        whose = f"{owner} {first.user!r}: " if first.user else ""
+        whose = f"user {first.user!r}: " if first.user else ""
         more = f" (and {len(preferences.problems) - 1} more rows)" if len(preferences.problems) > 1 else ""
         column = f", column {first.column!r}" if first.column else ""
         raise InputError(f"{whose}{first.found}{more}", where=f"{first.place}{column}", fix=first.fix)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pluralign.storage import write_json, write_text
+from pluralign.storage import write_json, write_jsonl
 from pluralign.world.people import WorldUser
 from pluralign.world.styles import STYLES
 
@@ -20,9 +19,9 @@ SCHEMA_VERSION = 1
 
 def write_world(world: World, folder: Path, people: Sequence[WorldUser], pairs_per_user: int) -> None:
     """Write corpus.jsonl, preferences.jsonl, probes.jsonl and world.json (facts, skills, people, styles)."""
-    _write_lines(folder / "corpus.jsonl", ({"messages": conversation} for conversation in world.corpus()))
-    _write_lines(folder / "preferences.jsonl", world.preferences(people, pairs_per_user))
-    _write_lines(folder / "probes.jsonl", world.probes())
+    write_jsonl(folder / "corpus.jsonl", ({"messages": conversation} for conversation in world.corpus()))
+    write_jsonl(folder / "preferences.jsonl", world.preferences(people, pairs_per_user))
+    write_jsonl(folder / "probes.jsonl", world.probes())
     write_json(
         folder / "world.json",
         {
@@ -40,7 +39,3 @@ def write_world(world: World, folder: Path, people: Sequence[WorldUser], pairs_p
 def _described(world: World, user: WorldUser) -> dict[str, Any]:
     wants = {topic: world.wanted_style(user, topic) for topic in world.inside}
     return {**dataclasses.asdict(user), "group": user.group, "distance": user.distance, "wants": wants}
-
-
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
