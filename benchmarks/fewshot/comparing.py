@@ -21,7 +21,7 @@ FRESH = range(30, 50)
 METHODS = ("uniform", "mean", "nearest", "mixture", "ridge", "gpo", "taste")
 FORMS = {"taste": {KNOWN: 9, NEW: 10}, "mean": {KNOWN: 2, NEW: 2}}
 """Of a method that has changed its form, which one it is in a protocol: a cell of another form is another cell."""
-BY_TEXT = ("annotators", "world")
+BY_TEXT = ("annotators", "world", "world120")
 """Tables on which one text is asked with several pairs of options, which are held out together."""
 EITHER_WAY = ("annotators",)
 """Tables on which a pair of options is asked in both orders."""

@@ -1,6 +1,6 @@
 """Few-shot prediction: every method on every table, active questions, and time.
 
-    python benchmarks/fewshot/run.py compare --on countries --data DIR     # and personas, raters, annotators, world
+    python benchmarks/fewshot/run.py compare --on countries --data DIR     # and personas, raters, annotators, world, world120
     python benchmarks/fewshot/run.py intervals --on countries --data DIR   # on other splits
     python benchmarks/fewshot/run.py ideas --on countries --data DIR       # ours without one of its choices
     python benchmarks/fewshot/run.py active --on countries --data DIR
@@ -76,7 +76,7 @@ def main() -> int:
         for found in converge(arguments.seconds):
             write_json(RESULTS / "converge.json", {**grid.head(command), **found})
         return 0
-    command += f" --on {arguments.on}" + ("" if arguments.on == "world" else " --data DIR")
+    command += f" --on {arguments.on}" + ("" if arguments.on.startswith("world") else " --data DIR")
     if arguments.stage in GRIDS:
         compare(arguments, command)
         return 0

@@ -16,6 +16,8 @@ from pluralign.world import World
 
 KNOWN, NEW = "known questions", "new questions"
 RATERS, PROMPTS, STATEMENTS, WORLD_PEOPLE, WORLD_PAIRS, COMPARISONS = 40, 160, 120, 60, 60, 400
+MORE_PAIRS = 120
+"""Of each person of the world, so that 50 answers can be read and others are left to predict."""
 CRITERIA = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 YES_NO = ("Yes", "No")
 
@@ -109,6 +111,7 @@ TABLES = {
     "raters": Table(raters, (5, 10, 20, 50), 60, steps=240),
     "annotators": Table(annotators, (5, 10, 20, 50), 60),
     "world": Table(lambda _: world(), (5, 10, 20), 30),
+    "world120": Table(lambda _: world(pairs=MORE_PAIRS), (5, 10, 20, 50), 60),
 }
 
 
