@@ -1,6 +1,6 @@
 """Few-shot prediction: every method on every table, active questions, and time.
 
-    python benchmarks/fewshot/run.py compare --on countries --data DIR     # and personas, raters, annotators, world, world120
+    python benchmarks/fewshot/run.py compare --on countries --data DIR  # personas, raters, annotators, world, world120
     python benchmarks/fewshot/run.py intervals --on countries --data DIR   # on other splits
     python benchmarks/fewshot/run.py ideas --on countries --data DIR       # ours without one of its choices
     python benchmarks/fewshot/run.py active --on countries --data DIR
