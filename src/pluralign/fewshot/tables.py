@@ -50,7 +50,7 @@ def load_answers(
     found, silent = Answers(name=", ".join(_named(paths, key))), list[str]()
     for path in _named(paths, key):
         own = (
-            _preferences(path, group, several or group is not None)
+            _preferences(path, group, owned=several or group is not None)
             if _holds_pairs(path)
             else read_answers(path, group=group or "group")
         )
@@ -112,7 +112,7 @@ def load_questions(paths: str | Sequence[str], *, key: str = "questions") -> lis
 
 
 def _pairs_of(path: str) -> list[Question]:
-    found = _preferences(path, None, False)
+    found = _preferences(path, None, owned=False)
     _say(found)
     return found.questions
 
@@ -152,7 +152,7 @@ def _holds_pairs(path: str) -> bool:
     return not Path(path).is_dir() and (not Path(path).exists() or read_table(path).columns >= _SIDES)
 
 
-def _preferences(path: str, group: str | None, owned: bool) -> Answers:
+def _preferences(path: str, group: str | None, *, owned: bool) -> Answers:
     owner = group or "user"
     if owner not in _OWNERS:
         raise InputError(f"group is {owner!r}", fix="Of preferences it is user or group.")
