@@ -68,12 +68,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSON object a line."""
-    write_bytes(path, _json_utf8("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)))
-
-
-def _json_utf8(text: str) -> bytes:
-    # An id may hold half a surrogate pair, which UTF-8 has no bytes for; JSON's own escape has.
-    return text.encode("utf-8", "backslashreplace")
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -83,7 +78,9 @@ def write_json(path: Path | str, value: Any) -> None:
 
 def json_bytes(value: Any) -> bytes:
     """What `write_json` writes."""
-    return _json_utf8(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    # An id may hold half a surrogate pair, which UTF-8 has no bytes for; JSON's own escape has.
+    return text.encode("utf-8", "backslashreplace")
 
 
 def read_json(path: Path | str) -> Any:

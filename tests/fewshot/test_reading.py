@@ -143,6 +143,7 @@ def test_a_question_is_the_same_in_whatever_order_its_options_stand(tmp_path: Pa
         ({"question": " "}, "column 'question': group 'Chad': the cell is empty"),
         ({"group": ""}, "column 'group': the cell is empty"),
         ({"group": float("nan")}, "column 'group': the cell holds nan, not a name"),
+        ({"group": "Cha\ud800"}, "column 'group': character 4 is the lone surrogate U+D800"),
         ({"group": ["Chad"]}, "column 'group': the cell holds ['Chad'], not a name"),
         ({"options": ["Yes", None]}, "column 'options': group 'Chad': an option is empty"),
     ],

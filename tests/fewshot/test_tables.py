@@ -86,16 +86,6 @@ def test_who_has_answers_in_one_table_only_is_not_left_out(tmp_path: Path) -> No
         load_answers(write(tmp_path / "nobody.jsonl", [nobody]))
 
 
-def test_a_name_with_half_a_character_is_written_as_json_says_it(tmp_path: Path) -> None:
-    people = write(tmp_path / "people.jsonl", [*pairs("ann", range(4)), *pairs("ben", range(4))])
-    path = str(fit_fewshot({"data": people, "output": str(tmp_path / "p.safetensors")}).path)
-    row = {"group": "me \ud800", "question": "Tea?", "options": ["Yes", "No"], "distribution": [1, 0]}
-    mine = write(tmp_path / "mine.jsonl", [row])
-    asked, out = write(tmp_path / "asked.jsonl", pairs("me", range(1))), tmp_path / "said.jsonl"
-    predict_fewshot({"predictor": path, "answers": mine, "questions": asked, "output": str(out)})
-    assert json.loads(out.read_text(encoding="utf-8"))["group"] == "me \ud800"
-
-
 def test_rows_that_decide_nothing_are_counted(tmp_path: Path) -> None:
     one = {"prompt": "Question 0?", "user": "ann", "base": "as it would be"}
     path = write(tmp_path / "people.jsonl", [*pairs("ann", range(3)), one])

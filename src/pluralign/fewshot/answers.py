@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -130,8 +130,7 @@ class Answers:
 
     def of(self, groups: Iterable[str]) -> Answers:
         """The same questions with the answers of some groups."""
-        some = {group: self.groups[group] for group in groups}
-        return Answers(self.questions, some, name=self.name, places=self.places, _numbers=self._numbers)
+        return replace(self, groups={group: self.groups[group] for group in groups})
 
     def without(self, questions: Collection[int]) -> Answers:
         """The same questions without the answers to some; groups that have no other answer are left out."""
@@ -139,8 +138,7 @@ class Answers:
             group: {number: shares for number, shares in own.items() if number not in questions}
             for group, own in self.groups.items()
         }
-        kept = {group: own for group, own in some.items() if own}
-        return Answers(self.questions, kept, name=self.name, places=self.places, _numbers=self._numbers)
+        return replace(self, groups={group: own for group, own in some.items() if own})
 
     def compact(self) -> tuple[Answers, list[int]]:
         """The same without the questions that nobody answered, and the numbers that the others had."""

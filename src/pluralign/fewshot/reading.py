@@ -162,6 +162,7 @@ def _own_row(row: Mapping[str, Any], group: str) -> tuple[str, Question, Any]:
     owner = str(row[group])
     if not owner.strip():
         raise BadRow(group, "the cell is empty", "Name the group.")
+    check_unicode(owner, group)
     for name in COLUMNS[1:]:
         if row.get(name) is None:
             raise BadRow(name, f"{_whose(owner)}there is no such cell", _OWN_FORM)

@@ -52,8 +52,7 @@ def fit_fewshot(config: FewshotFitConfig | dict[str, Any] | str | Path) -> FitRe
     """
     config = resolve(FewshotFitConfig, config)
     _check(config)
-    path = _free(config.output, config.overwrite)
-    _check_output(path, config.data)
+    path = _output(config.output, config.data, overwrite=config.overwrite)
     answers = load_answers(config.data, group=config.group, groups=config.groups, several=True)
     predictor = fit_predictor(answers, config)
     save_predictor(predictor, path)
@@ -70,11 +69,11 @@ def predict_fewshot(config: FewshotPredictConfig | dict[str, Any] | str | Path) 
         InputError: a predictor or tables that cannot be used.
     """
     config = resolve(FewshotPredictConfig, config)
-    _check_output(config.output, config.answers, config.questions, config.predictor)
+    path = _output(config.output, config.answers, config.questions, config.predictor)
     predictor = load_predictor(config.predictor)
     answers = load_answers(config.answers, group=config.group, key="answers")
     found = predictor.predict(answers, load_questions(config.questions), level=config.level, cache_dir=config.cache_dir)
-    write_answers(found, config.output)
+    write_answers(found, path)
     return found
 
 
@@ -89,7 +88,7 @@ def ask_fewshot(config: FewshotAskConfig | dict[str, Any] | str | Path) -> list[
     """
     config = resolve(FewshotAskConfig, config)
     if config.output:
-        _check_output(config.output, config.answers, config.questions, config.targets, config.predictor)
+        _output(config.output, config.answers, config.questions, config.targets, config.predictor)
     predictor = load_predictor(config.predictor)
     answers = load_answers(config.answers, group=config.group, key="answers") if config.answers else Answers()
     targets = load_questions(config.targets, key="targets") if config.targets else []
@@ -114,12 +113,10 @@ def evaluate_fewshot(config: FewshotEvaluateConfig | dict[str, Any] | str | Path
     """
     config = resolve(FewshotEvaluateConfig, config)
     _check(config)
-    path = _free(config.output, config.overwrite)
-    if path.suffix == ".svg":
+    if Path(config.output).suffix == ".svg":
         raise InputError(f"output is {config.output}", fix="Name a .json file: the plot stands beside it, as .svg.")
-    plot = _free(path.with_suffix(".svg"), config.overwrite)
-    for one in (path, plot):
-        _check_output(one, config.data)
+    files = (Path(config.output), Path(config.output).with_suffix(".svg"))
+    path, plot = (_output(one, config.data, overwrite=config.overwrite) for one in files)
     answers = load_answers(config.data, group=config.group, groups=config.groups, several=True)
     cells = list(compare(answers, config))
     if not cells:
@@ -147,17 +144,13 @@ def _check(config: FewshotConfig) -> None:
         raise InputError(f"module.learning_rate is {config.module.learning_rate:g}", fix="It is above 0.")
 
 
-def _check_output(output: str | Path, *inputs: str | list[str]) -> None:
-    """Raise where a file cannot be written, or is one of those that are read."""
-    check_place(output)
-    for path in (path for some in inputs for path in ([some] if isinstance(some, str) else some)):
-        if Path(path).exists() and Path(output).exists() and Path(path).samefile(output):
-            raise InputError("the file is read, and would be replaced", where=str(output), fix="Name another output.")
-
-
-def _free(output: str | Path, overwrite: bool) -> Path:
+def _output(output: str | Path, *inputs: str | list[str], overwrite: bool = True) -> Path:
+    """The file to write; raise where it cannot be written, is one that is read, or is there and has to stay."""
     path = Path(output)
     check_place(path)
+    read = (Path(one) for some in inputs for one in ([some] if isinstance(some, str) else some))
+    if path.exists() and any(one.exists() and one.samefile(path) for one in read):
+        raise InputError("the file is read, and would be replaced", where=str(path), fix="Name another output.")
     if path.exists() and not overwrite:
         raise InputError("the file is there", where=str(path), fix="Set overwrite, or name another one.")
     return path

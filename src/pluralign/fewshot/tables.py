@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from pluralign.config import DataConfig
@@ -88,8 +87,7 @@ def _taken(answers: Answers, groups: Sequence[str]) -> Answers:
                 f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(map(repr, list(answers.groups)[:5]))}."
             )
             raise InputError(f"groups has {one!r}, whose answers are not there", where=answers.name, fix=hint)
-    noted = {name: getattr(answers, name) for name in ("rescaled", "unasked", "undecided", "silent")}
-    return replace(answers.of(dict.fromkeys(wanted)), **noted)
+    return answers.of(dict.fromkeys(wanted))
 
 
 def load_questions(paths: str | Sequence[str], *, key: str = "questions") -> list[Question]:
